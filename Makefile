@@ -1,0 +1,32 @@
+# make demo | make test: see README.md. PYTHON picks the interpreter (3.11 to 3.13).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test check format clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "drivekd needs Python 3.11 to 3.13, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,export,ort,eval,video,ros-test,dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/drivekd demo --out out/demo
+
+test: check
+	$(BIN)/python -m pytest -m "not slow and not gpu and not trt"
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info out runs .pytest_cache .mypy_cache .ruff_cache

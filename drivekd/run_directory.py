@@ -1,0 +1,101 @@
+"""A run directory, and how directories and files arrive whole.
+
+config.yaml   the resolved configuration        metrics.jsonl    one record a step
+versions.json what it ran with, and on what     tensorboard/
+checkpoints/step-N/                             final/           what `drivekd export` takes
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from drivekd import __version__
+from drivekd.errors import DrivekdError, UsageError
+
+TRACKED_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx",
+    "ros-jazzy-rclpy",
+)
+
+
+def versions() -> dict[str, str]:
+    """drivekd, Python, platform and the packages that decide numbers; a missing package is left out."""
+    found = {"drivekd": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in TRACKED_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write beside, then rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: Path, value: object) -> None:
+    write_text_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling that becomes `path` at the end of the block, or vanishes when the block fails.
+
+    An existing `path` is replaced, and what a killed writer of it left is removed. Raises DrivekdError when the disk is full.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        shutil.rmtree(leftover)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise DrivekdError(
+            f"{path}: no space left on the disk; nothing was left half-written. Free space and run again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _disk_is_full(error: OSError | SafetensorError) -> bool:
+    """safetensors writes in Rust and raises its own error without an errno; the number is in Rust's text of it."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
+
+
+def refuse_non_empty(path: Path, advice: str) -> None:
+    """Raise UsageError when `path` is a file or holds anything."""
+    if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        raise UsageError(f"{path} is not empty; {advice}")
