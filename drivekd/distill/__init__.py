@@ -1,0 +1,1 @@
+"""Distillation: signals, losses, gradient projection, trainer. Imports torch."""

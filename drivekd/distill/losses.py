@@ -1,0 +1,50 @@
+"""The losses of Drive-KD (arXiv 2601.21288, METHOD sections 1 and 2). Pure: tensors in, tensors out.
+
+B samples, S positions, Q rows (queries), K columns (keys), M supervised tokens, V vocabulary; maps are head-mean attention Ā
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy_per_sample(logits: Tensor, targets: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """Cross-entropy, mean over each sample's supervised tokens.
+
+    logits [M, V] and targets [M] of the M supervised tokens of a batch; sample [M]: which sample each belongs to. Returns
+    [num_samples]; 0 for a sample without supervised tokens.
+    """
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")  # [M]
+    total = losses.new_zeros(num_samples).index_add(0, sample, losses)
+    count = losses.new_zeros(num_samples).index_add(0, sample, torch.ones_like(losses))
+    return total / count.clamp(min=1)
+
+
+def text_to_vision_mse_per_sample(student: Tensor, teacher: Tensor, pair_mask: Tensor) -> Tensor:
+    """Σ M (s - t)² / max(1, Σ M) for each sample. student, teacher [B, Q, K]; pair_mask [B, Q, K] bool. Returns [B]."""
+    squared = (student - teacher).square() * pair_mask
+    return squared.sum((1, 2)) / pair_mask.sum((1, 2)).clamp(min=1)
+
+
+def text_to_vision_mse(student: Tensor, teacher: Tensor, pair_mask: Tensor) -> Tensor:
+    """L_p and its twin at the penultimate layer: the mean over B of `text_to_vision_mse_per_sample`."""
+    return text_to_vision_mse_per_sample(student, teacher, pair_mask).mean()
+
+
+def full_map_mse_per_sample(student: Tensor, teacher: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    """Mean of (s - t)² over each sample's own length², the zero upper triangle included.
+
+    student, teacher [B, S, S]; token_mask [B, S] bool, true on the sample's own tokens (None = all). Returns [B].
+    """
+    squared = (student - teacher).square()
+    if token_mask is None:
+        return squared.mean((1, 2))
+    own = token_mask[:, :, None] & token_mask[:, None, :]
+    return (squared * own).sum((1, 2)) / own.sum((1, 2)).clamp(min=1)
+
+
+def full_map_mse(student: Tensor, teacher: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    """One layer's part of L_r: the mean over B of `full_map_mse_per_sample`."""
+    return full_map_mse_per_sample(student, teacher, token_mask).mean()

@@ -1,0 +1,111 @@
+"""AGP, asymmetric gradient projection, in coefficient space (METHOD section 3).
+
+Both stages only ever combine the N raw gradients linearly, so they run on the Gram matrix G = g gᵀ [N, N] and give one
+coefficient for each gradient; the update is then one weighted sum. M_c and T_c below are rows of such coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Projection:
+    """coefficients [N] float64; cosines: <follower, anchor> before projection, by pair; how often each stage fired."""
+
+    coefficients: Tensor
+    cosines: tuple[float, ...]
+    stage_1_fired: int
+    stage_2_fired: int
+
+
+def agp_coefficients(
+    gram: Tensor,
+    order: Sequence[int],
+    *,
+    pairs: Sequence[Pair] | None = None,
+    anchor_multiplicity: Literal["per_capability", "once"] = "per_capability",
+    stages: Sequence[int] = (1, 2),
+) -> Tensor:
+    """Coefficients [N] of the raw gradients in the projected update; arguments as for `project`."""
+    return project(gram, order, pairs=pairs, anchor_multiplicity=anchor_multiplicity, stages=stages).coefficients
+
+
+def project(
+    gram: Tensor,
+    order: Sequence[int],
+    *,
+    pairs: Sequence[Pair] | None = None,
+    anchor_multiplicity: Literal["per_capability", "once"] = "per_capability",
+    stages: Sequence[int] = (1, 2),
+) -> Projection:
+    """Run AGP on a Gram matrix.
+
+    gram [N, N]: dot products of the weighted gradients. pairs: rows (anchor, follower); default (0, 1) .. (0, K), row 0 = CE.
+    order: a permutation of 1..K over the pairs, in which stage 2 visits them. anchor_multiplicity: whether an anchor shared by
+    several pairs counts once for each (as released) or once altogether. Pairs without any gradient do not count; an anchor
+    all of whose followers are zero is passed through once.
+    """
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1]:
+        raise ValueError(f"gram must be square [N, N], got {list(gram.shape)}")
+    if pairs is None:
+        pairs = [(0, follower) for follower in range(1, gram.shape[0])]
+    if sorted(order) != list(range(1, len(pairs) + 1)):
+        raise ValueError(f"order must be a permutation of 1..{len(pairs)}, got {list(order)}")
+    gram = gram.double()
+    active = [pairs[position - 1] for position in order if _is_active(gram, pairs, pairs[position - 1])]
+    merged, fired_1 = _stage_1(gram, active, anchor_multiplicity, project_followers=1 in stages)
+    total, fired_2 = _stage_2(gram, merged) if 2 in stages else (merged.sum(0), 0)
+    for anchor in {anchor for anchor, _ in pairs} - {anchor for anchor, _ in active}:
+        total[anchor] += 1.0
+    cosines = tuple(_cosine(gram, anchor, follower) for anchor, follower in pairs)
+    return Projection(total, cosines, fired_1, fired_2)
+
+
+def _is_active(gram: Tensor, pairs: Sequence[Pair], pair: Pair) -> bool:
+    anchor, follower = pair
+    shared = sum(other == anchor for other, _ in pairs) > 1
+    return bool(gram[follower, follower] > 0) or (not shared and bool(gram[anchor, anchor] > 0))
+
+
+def _stage_1(gram: Tensor, active: Sequence[Pair], anchor_multiplicity: str, *, project_followers: bool) -> tuple[Tensor, int]:
+    """M_c = share · g_0 + g_c - min(0, <g_c, g_0>) / ‖g_0‖² g_0; rows [K, N] in the order of `active`."""
+    merged = gram.new_zeros(len(active), gram.shape[0])
+    fired = 0
+    for row, (anchor, follower) in enumerate(active):
+        sharers = sum(other == anchor for other, _ in active)
+        merged[row, anchor] += 1.0 if anchor_multiplicity == "per_capability" else 1.0 / sharers
+        merged[row, follower] += 1.0
+        dot, norm = gram[follower, anchor], gram[anchor, anchor]
+        if project_followers and dot < 0 and norm > 0:
+            merged[row, anchor] -= dot / norm
+            fired += 1
+    return merged, fired
+
+
+def _stage_2(gram: Tensor, merged: Tensor) -> tuple[Tensor, int]:
+    """T_i -= <T_i, M_j> / ‖M_j‖² M_j whenever they conflict, against the original M_j. Returns Σ T_i [N]."""
+    norms = ((merged @ gram) * merged).sum(1)
+    total = torch.zeros_like(gram[0])
+    fired = 0
+    for i in range(len(merged)):
+        projected = merged[i].clone()
+        for j in range(len(merged)):
+            dot = projected @ gram @ merged[j]
+            if i != j and dot < 0 and norms[j] > 0:
+                projected -= dot / norms[j] * merged[j]
+                fired += 1
+        total += projected
+    return total, fired
+
+
+def _cosine(gram: Tensor, a: int, b: int) -> float:
+    norm = float((gram[a, a] * gram[b, b]).sqrt())
+    return float(gram[a, b]) / norm if norm > 0 else 0.0

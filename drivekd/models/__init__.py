@@ -1,0 +1,1 @@
+"""Model families behind one small face, the tiny family, and attention capture. Imports torch."""
