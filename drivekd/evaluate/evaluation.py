@@ -1,0 +1,218 @@
+"""Asks an answerer every question that can be scored without a judge, and scores the texts.
+
+Scored: choice and yes/no questions; of the open ones those whose true answer holds object tags. The rest is counted,
+not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.data.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
+from drivekd.errors import DataError
+from drivekd.evaluate import metrics
+from drivekd.evaluate.extract import choice, options, yes_no
+from drivekd.evaluate.metrics import Item, TagCounts
+from drivekd.evaluate.schema import field_names, is_schema_valid
+from drivekd.evaluate.scores import EvaluationReport, ImageSetting, MajoritySource, Prediction, ScoreRow, TagRow
+
+
+class Answerer(Protocol):
+    """A checkpoint or a bundle. name: its path; digest: "sha256:..." of what it is made of."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def answers(
+        self,
+        samples: Sequence[Sample],
+        *,
+        images: ImageSetting = "clean",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Greedily generated texts in the order of `samples`. images "black": the same path with zeroed pixels."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """One answered question. item: None for an open one."""
+
+    sample: Sample
+    item: Item | None
+    text: str
+    parsed: str | None
+
+    @property
+    def answer(self) -> str:
+        return self.sample.answer or ""
+
+    @property
+    def correct(self) -> bool:
+        return self.item is not None and self.parsed == self.item.answer
+
+
+def evaluate(
+    answerer: Answerer,
+    samples: Sequence[Sample],
+    *,
+    reference: Sequence[Sample] | None = None,
+    seed: int = 0,
+    images: ImageSetting = "clean",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> EvaluationReport:
+    """Score an answerer on labelled samples.
+
+    reference: where the majority answers are counted, such as the training file; without it the evaluated file's own.
+    Raises DataError, before anything is asked, when a sample has no answer, when the answer of a choice or yes/no
+    question states none of its classes, or when there is nothing to score.
+    """
+    style = coordinate_style(text for sample in samples for text in (sample.question, sample.answer or ""))
+    items = {index: item_from_sample(sample) for index, sample in enumerate(samples) if sample.kind != "open"}
+    asked = [index for index, sample in enumerate(samples) if index in items or find_tags(_labelled_answer(sample), style)]
+    if not asked:
+        raise DataError(f"none of {len(samples)} samples is a choice or yes/no question or has tags in its answer")
+    questions = [samples[index] for index in asked]
+    texts = answerer.answers(questions, images=images, on_progress=on_progress)
+    assert len(texts) == len(questions), f"{answerer.name} gave {len(texts)} answers to {len(questions)} questions"
+    answered = [
+        _Scored(sample, items.get(index), text, parse_answer(text, sample))
+        for index, sample, text in zip(asked, questions, texts, strict=True)
+    ]
+    scored = [one for one in answered if one.item is not None]
+    return EvaluationReport(
+        answerer=answerer.name,
+        digest=answerer.digest,
+        images=images,
+        seed=seed,
+        resamples=metrics.NUM_RESAMPLES,
+        open_not_scored=len(samples) - len(asked),
+        scores=tuple(_score_rows(scored, _reference_items(reference or ()), seed)),
+        tags=tuple(_tag_rows([one for one in answered if one.item is None], style)),
+        predictions=tuple(_prediction(one) for one in answered),
+    )
+
+
+def parse_answer(text: str, sample: Sample) -> str | None:
+    """The letter, "yes" or "no" that `text` states for this question; None when undecidable or the question is open."""
+    if sample.kind == "choice":
+        return choice(text, sample.question)
+    return yes_no(text) if sample.kind == "yesno" else None
+
+
+def item_from_sample(sample: Sample) -> Item:
+    """A choice or yes/no sample as a scorable item. Raises DataError when its own answer states no class."""
+    answer = parse_answer(_labelled_answer(sample), sample)
+    classes = options(sample.question) if sample.kind == "choice" else {"yes": "yes", "no": "no"}
+    if answer not in classes:
+        raise DataError(f"{sample.source}: a {sample.kind} question whose answer states no class: {sample.answer!r}")
+    return Item(
+        topic=f"{sample.capability}/{sample.topic}/{sample.kind}",
+        classes=classes,
+        answer=answer,
+        cluster=sample.scene or "|".join(map(str, sample.images)),
+    )
+
+
+def _labelled_answer(sample: Sample) -> str:
+    if sample.answer is None:
+        raise DataError(f"{sample.source}: no answer to score against; evaluate labelled records")
+    return sample.answer
+
+
+def _reference_items(reference: Iterable[Sample]) -> list[Item]:
+    """The labelled, parseable choice and yes/no samples of a reference file; it is counted, not judged."""
+    closed = (sample for sample in reference if sample.kind != "open" and sample.answer is not None)
+    return [item_from_sample(sample) for sample in closed if parse_answer(_labelled_answer(sample), sample) is not None]
+
+
+def _score_rows(scored: Sequence[_Scored], reference: Sequence[Item], seed: int) -> list[ScoreRow]:
+    if not scored:
+        return []
+    rows = [_score_row("all", "", "", scored, reference, seed)]
+    for capability in CAPABILITIES:
+        of_capability = [one for one in scored if one.sample.capability == capability]
+        if not of_capability:
+            continue
+        rows.append(_score_row("capability", capability, "", of_capability, reference, seed))
+        for topic in sorted({one.sample.topic for one in of_capability}):
+            of_topic = [one for one in of_capability if one.sample.topic == topic]
+            rows.append(_score_row("topic", capability, topic, of_topic, reference, seed))
+    return rows
+
+
+def _score_row(
+    scope: Literal["all", "capability", "topic"],
+    capability: str,
+    topic: str,
+    scored: Sequence[_Scored],
+    reference: Sequence[Item],
+    seed: int,
+) -> ScoreRow:
+    items = [one.item for one in scored if one.item is not None]
+    correct = [one.correct for one in scored]
+    interval = metrics.bootstrap_interval(correct, [item.cluster for item in items], seed=seed)
+    majority = metrics.majority_baseline(items, reference)
+    majority_accuracy = metrics.accuracy(majority.correct)
+    binary = [(item.answer, one.parsed) for one, item in zip(scored, items, strict=True) if one.sample.kind == "yesno"]
+    return ScoreRow(
+        scope=scope,
+        capability=capability,
+        topic=topic,
+        n=len(scored),
+        accuracy=metrics.accuracy(correct),
+        interval=interval,
+        majority=majority_accuracy,
+        majority_from=_majority_source(majority.from_reference),
+        random=metrics.random_baseline(items),
+        unparsed=sum(one.parsed is None for one in scored),
+        excludes_majority=metrics.excludes(interval, majority_accuracy),
+        balanced_accuracy=metrics.balanced_accuracy([answer for answer, _ in binary], [parsed for _, parsed in binary]),
+        schema_valid=_schema_share(scored),
+    )
+
+
+def _majority_source(from_reference: Sequence[bool]) -> MajoritySource:
+    if all(from_reference):
+        return "reference"
+    return "both" if any(from_reference) else "evaluated"
+
+
+def _schema_share(scored: Sequence[_Scored]) -> float | None:
+    structured = [one for one in scored if field_names(one.answer)]
+    return metrics.accuracy([is_schema_valid(one.text, one.answer) for one in structured]) if structured else None
+
+
+def _tag_rows(scored: Sequence[_Scored], style: CoordinateStyle) -> list[TagRow]:
+    rows = []
+    for capability in CAPABILITIES:
+        group = [one for one in scored if one.sample.capability == capability]
+        if not group:
+            continue
+        pairs = ((find_tags(one.text, style), find_tags(one.answer, style)) for one in group)
+        counts = sum((metrics.match_tags(predicted, true) for predicted, true in pairs), TagCounts())
+        malformed = sum(len(malformed_tags(one.text, style)) for one in group)
+        rows.append(TagRow(capability, len(group), counts.precision, counts.recall, counts.f1, malformed))
+    return rows
+
+
+def _prediction(one: _Scored) -> Prediction:
+    sample = one.sample
+    correct = None if one.item is None else one.correct
+    return Prediction(
+        source=sample.source,
+        capability=sample.capability,
+        topic=sample.topic,
+        kind=sample.kind,
+        question=sample.question,
+        answer=one.answer,
+        prediction=one.text,
+        parsed=one.parsed,
+        correct=correct,
+    )

@@ -1,0 +1,203 @@
+"""One image path: equal to transformers' reference on every size and shape, and every bad image named."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from drivekd.errors import DataError
+from drivekd.images import (
+    MAX_IMAGE_PIXELS,
+    ImageSettings,
+    RGBImage,
+    check_image,
+    decode_image,
+    load_image,
+    normalize,
+    preprocess,
+    resize,
+)
+
+SHAPES = [(448, 448), (900, 1600), (37, 211), (211, 37), (1, 1), (1, 300), (112, 113), (449, 447)]
+
+
+def noise(height: int, width: int, seed: int = 0) -> RGBImage:
+    """Noise shows every wrong filter, shift and channel order."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: RGBImage, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, kind)
+    return buffer.getvalue()
+
+
+# --- against the reference ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size_px", [448, 112])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equal_to_transformers_pil_processor(shape: tuple[int, int], size_px: int) -> None:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    settings = ImageSettings(size_px)
+    reference = GotOcr2ImageProcessorPil(
+        size={"height": size_px, "width": size_px},
+        image_mean=list(settings.mean),
+        image_std=list(settings.std),
+        crop_to_patches=False,
+    )
+    image = noise(*shape)
+    expected = reference(images=Image.fromarray(image), return_tensors="np")["pixel_values"][0]
+    # 1e-6: the pixels are equal; v * (1/255) is rounded to fp32 here and there at another place (2 ulp of 2.6)
+    np.testing.assert_allclose(preprocess(image, settings), expected, rtol=0, atol=1e-6)
+
+
+# --- properties -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shape_type_and_layout(shape: tuple[int, int]) -> None:
+    pixels = preprocess(noise(*shape), ImageSettings(28))
+    assert pixels.shape == (3, 28, 28)
+    assert pixels.dtype == np.float32
+    assert pixels.flags.c_contiguous  # engines take the buffer as it is
+
+
+def test_an_image_of_the_right_size_is_not_touched() -> None:
+    image = noise(28, 28)
+    assert np.array_equal(resize(image, 28), image)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_a_flat_image_stays_flat_at_the_value_of_the_formula(value: int) -> None:
+    settings = ImageSettings(28, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    pixels = preprocess(np.full((50, 90, 3), value, np.uint8), settings)
+    for channel in range(3):
+        expected = (value / 255 - settings.mean[channel]) / settings.std[channel]
+        np.testing.assert_allclose(pixels[channel], expected, rtol=0, atol=1e-6)  # fp32 rounding of values up to 3.6
+
+
+def test_normalising_is_undone_by_its_formula() -> None:
+    image, settings = noise(28, 28), ImageSettings(28)
+    mean, std = (np.asarray(v)[:, None, None] for v in (settings.mean, settings.std))
+    restored = (normalize(image, settings) * std + mean) * 255
+    np.testing.assert_allclose(restored.transpose(1, 2, 0), image, atol=1e-4)  # fp32 rounding, of 255
+
+
+def test_channels_are_red_green_blue() -> None:
+    image = np.zeros((10, 10, 3), np.uint8)
+    image[..., 0] = 255
+    red, green, blue = preprocess(image, ImageSettings(4)).mean((1, 2))
+    assert red > 2 > 0 > green > -2.1
+    assert -1.9 < blue < 0  # -mean / std tells green (-2.04) from blue (-1.80)
+
+
+# --- decoding -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF"])
+def test_lossless_formats_decode_to_the_same_pixels(kind: str) -> None:
+    assert np.array_equal(decode_image(encoded(noise(7, 9), kind), "x"), noise(7, 9))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+def test_other_colour_modes_become_rgb_of_the_same_brightness(mode: str) -> None:
+    grey = np.repeat(noise(8, 8)[..., :1] // 128 * 255, 3, axis=2)  # black and white: every mode can hold it
+    buffer = io.BytesIO()
+    Image.fromarray(grey).convert(mode).save(buffer, "PNG")
+    assert np.array_equal(decode_image(buffer.getvalue(), "x"), grey)
+
+
+def test_sixteen_bits_are_refused_and_not_clipped_to_white() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((5, 5), 3000, np.uint16)).save(buffer, "PNG")
+    with pytest.raises(DataError, match="x: image has more than 8 bits"):
+        decode_image(buffer.getvalue(), "x")
+
+
+def test_a_file_and_its_bytes_give_the_same_image(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(encoded(noise(20, 30), "JPEG"))
+    assert np.array_equal(load_image(tmp_path / "a.jpg"), decode_image((tmp_path / "a.jpg").read_bytes(), "x"))
+
+
+# --- bad images -----------------------------------------------------------------------------------------------------
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG header of any size; the check must come before a pixel is decoded."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\x00\x00\x00"
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"")
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+BAD = {
+    "empty": (b"", "empty"),
+    "text": (b"not an image at all", "not an image"),
+    "truncated JPEG": (encoded(noise(64, 64), "JPEG")[:900], "truncated"),
+    "truncated PNG": (encoded(noise(64, 64))[:900], "truncated"),
+    "too large": (png_that_claims(MAX_IMAGE_PIXELS // 1000 + 1, 1000), "larger than 64,000,000"),
+    "bomb": (png_that_claims(100_000, 100_000), "larger than 64,000,000"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("data", "words"), BAD.values(), ids=BAD)
+def test_a_bad_image_is_named_with_what_is_wrong(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "CAM_FRONT.jpg"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=words) as caught:
+        load_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.png", tmp_path):
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            load_image(path)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of what it skips
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "BMP", *(["AVIF"] if features.check("avif") else [])])
+def test_no_damage_raises_anything_but_a_data_error(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    whole = encoded(noise(24, 40), kind)
+    for _ in range(60):
+        data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
+        for _ in range(4):
+            data[rng.integers(0, min(len(data), rng.choice([40, len(whole)])))] = rng.integers(0, 256)
+        with contextlib.suppress(DataError):  # anything else fails the test
+            image = decode_image(bytes(data), "CAM_BACK")
+            assert check_image(image, "CAM_BACK") is image
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((0, 5, 3), np.uint8), "size zero"),
+        (np.zeros((5, 0, 3), np.uint8), "size zero"),
+        (np.zeros((5, 5), np.uint8), r"uint8 \[5, 5\]"),
+        (np.zeros((5, 5, 4), np.uint8), r"\[5, 5, 4\]"),
+        (np.zeros((3, 5, 5), np.uint8), r"\[3, 5, 5\]"),
+        (np.zeros((5, 5, 3), np.float32), "float32"),
+    ],
+)
+def test_an_array_that_is_no_rgb_image_is_refused(array: RGBImage, words: str) -> None:
+    with pytest.raises(DataError, match=words) as caught:
+        check_image(array, "camera 2")
+    assert str(caught.value).startswith("camera 2: ")
+
+
+def test_a_good_array_passes_unchanged() -> None:
+    image = noise(4, 5)
+    assert check_image(image, "x") is image

@@ -1,0 +1,121 @@
+"""Files and directories arrive whole or not at all, also on a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from drivekd import __version__
+from drivekd.errors import DrivekdError, UsageError
+from drivekd.run_directory import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_then(folder: Path, error: BaseException) -> None:
+    with whole_directory(folder) as temporary:
+        (temporary / "weights").write_text("half")
+        raise error
+
+
+def test_a_directory_appears_with_everything_in_it(tmp_path: Path) -> None:
+    with whole_directory(tmp_path / "deep" / "final") as temporary:
+        (temporary / "a").write_text("1")
+        assert not (tmp_path / "deep" / "final").exists()
+        assert temporary.parent == tmp_path / "deep"  # the same file system: a rename cannot be half done
+    assert names(tmp_path / "deep") == ["final"]
+    assert names(tmp_path / "deep" / "final") == ["a"]
+
+
+def test_an_existing_directory_is_replaced_whole(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with whole_directory(tmp_path / "final") as temporary:
+            (temporary / content).touch()
+    assert names(tmp_path / "final") == ["new"]
+
+
+@pytest.mark.parametrize("error", [*FULL, ValueError("ours"), KeyboardInterrupt(), PermissionError(errno.EACCES, "no")])
+def test_a_failure_leaves_the_old_one_and_no_temporary(tmp_path: Path, error: BaseException) -> None:
+    with whole_directory(tmp_path / "final") as temporary:
+        (temporary / "old").touch()
+    with pytest.raises((type(error), DrivekdError)):
+        write_then(tmp_path / "final", error)
+    assert names(tmp_path) == ["final"]
+    assert names(tmp_path / "final") == ["old"]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_a_full_disk_is_said_with_what_to_do(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(DrivekdError, match=r"final: no space left.*Free space and run again"):
+        write_then(tmp_path / "final", error)
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "no"), SafetensorError("header too large")])
+def test_other_failures_keep_their_own_words(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught:
+        write_then(tmp_path / "final", error)
+    assert caught.value is error
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".final.999999.tmp").mkdir()
+    (tmp_path / ".final-2.999999.tmp").mkdir()
+    with whole_directory(tmp_path / "final"):
+        pass
+    assert names(tmp_path) == [".final-2.999999.tmp", "final"]
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    write_text_atomic(path, "a: 1\n")
+    inode = path.stat().st_ino
+    write_text_atomic(path, "a: 2\n")
+    assert path.read_text() == "a: 2\n"
+    assert path.stat().st_ino != inode  # another file took the name: a reader of the old one is not disturbed
+    assert names(tmp_path) == ["config.yaml"]
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "versions.json"
+    write_json_atomic(path, {"a": 1})
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomic(path, "half\n" * 10_000 + "\ud800")  # a lone surrogate cannot be encoded
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert names(tmp_path) == ["versions.json"]
+
+
+def test_a_place_that_holds_anything_is_refused(tmp_path: Path) -> None:
+    refuse_non_empty(tmp_path / "none", "advice")
+    refuse_non_empty(tmp_path, "advice")
+    (tmp_path / ".hidden").touch()
+    for path in (tmp_path, tmp_path / ".hidden"):
+        with pytest.raises(UsageError, match="is not empty; advice") as caught:
+            refuse_non_empty(path, "advice")
+        assert str(path) in str(caught.value)
+
+
+def test_versions_name_what_decides_numbers() -> None:
+    import torch
+    import transformers
+
+    found = versions()
+    assert found["drivekd"] == __version__
+    assert found["torch"] == torch.__version__
+    assert found["transformers"] == transformers.__version__
+    assert found["python"].startswith("3.")
+
+
+def test_a_missing_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drivekd.run_directory.TRACKED_PACKAGES", ("numpy", "no-such-package"))
+    assert set(versions()) == {"drivekd", "python", "platform", "numpy"}
