@@ -6,7 +6,7 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,11 +15,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drivekd.config import RunConfig, dump_config, load_config
 from drivekd.data.readers import read_samples
-from drivekd.data.sample import Sample
+from drivekd.data.sample import Capability, Sample
 from drivekd.distill.checkpoint import remove_old_checkpoints, write_model
 from drivekd.distill.trainer import Trainer, TrainingSamples
 from drivekd.errors import ConfigError, DataError, TrainingError
-from drivekd.log import MetricsFile, ProgressLine
+from drivekd.log import MetricsFile, ProgressLine, logger
 from drivekd.run_directory import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
 
 CADENCE_KEYS = {"checkpoint_every_steps", "keep_checkpoints", "validate_every_steps", "threads", "device"}
@@ -74,20 +74,23 @@ def read_training_samples(config: RunConfig) -> TrainingSamples:
     root = config.data.image_root
     wanted = set(config.data.capabilities)
 
-    def read(paths: list[Path], *, unlabelled: bool = False) -> list[Sample]:
+    def read(key: str, paths: list[Path], kept: set[Capability], *, unlabelled: bool = False) -> list[Sample]:
         found = [sample for path in paths for sample in read_samples(path, image_root=root, unlabelled=unlabelled)]
-        return [sample for sample in found if sample.capability in wanted]
+        samples = [sample for sample in found if sample.capability in kept]
+        if paths and not samples:
+            raise DataError(f"{key}: no record of {sorted(kept)} in {', '.join(map(str, paths))}")
+        return samples
 
-    samples = TrainingSamples(
-        read(config.data.train),
-        read(config.data.unlabelled, unlabelled=True),
-        read([config.data.validation] if config.data.validation else []),
+    taught = wanted & set(config.teachers.paths()) if config.signals.mixing == "routed" else wanted
+    used = config.data.unlabelled if config.training.unlabelled_batch_size else []
+    if config.data.unlabelled and not used:
+        logger.warning("data.unlabelled is not used: training.unlabelled_batch_size is 0")
+    unlabelled = read("data.unlabelled", used, taught, unlabelled=True)
+    return TrainingSamples(
+        labelled=read("data.train", config.data.train, wanted),
+        unlabelled=[replace(sample, answer=None) for sample in unlabelled],  # an answer here must not be learnt from
+        validation=read("data.validation", [config.data.validation] if config.data.validation else [], wanted),
     )
-    if not samples.labelled:
-        raise DataError(f"data.train: no record of {sorted(wanted)} in {', '.join(map(str, config.data.train))}")
-    if config.data.unlabelled and not samples.unlabelled:
-        raise DataError(f"data.unlabelled: no record of {sorted(wanted)} in {', '.join(map(str, config.data.unlabelled))}")
-    return samples
 
 
 def _check_same_run(config: RunConfig, out: Path) -> None:

@@ -76,6 +76,8 @@ def _layers(capability: Capability, who: str, chosen: Sequence[int], depth: int)
         "planning": [depth - 2],
     }
     layers = [layer % depth if -depth <= layer < depth else layer for layer in chosen] or defaults[capability]
+    if not layers:
+        raise ConfigError(f"signals.{capability}.{who}_layers: the {who}'s {depth} layers leave none before the last; name one")
     if outside := [layer for layer in layers if not 0 <= layer < depth]:
         raise ConfigError(f"signals.{capability}.{who}_layers: {outside} outside the {who}'s {depth} layers (0..{depth - 1})")
     return sorted(set(layers))

@@ -27,7 +27,7 @@ from drivekd.distill.projection import Projection, project
 from drivekd.distill.teachers import Teachers
 from drivekd.errors import CheckpointError, ConfigError, TrainingError
 from drivekd.log import logger
-from drivekd.models.internvl import load_model, num_layers, part
+from drivekd.models.internvl import load_model, modules_of, num_layers
 from drivekd.models.probe import CAPTURE_ATTENTION
 from drivekd.processor import load_processor
 
@@ -67,11 +67,10 @@ class Trainer:
         )
         self.student.requires_grad_(False)
         for name in config.student.train:
-            part(self.student, name).requires_grad_(True)
+            for module in modules_of(self.student, name):
+                module.requires_grad_(True)
         self.student.train()
         self._names = {p: name for name, p in self.student.named_parameters() if p.requires_grad}
-        if not self._names:
-            raise ConfigError("student.train names no part: nothing would move")
         self._rows = rows_for(config)
         self._gradients = GradientRows(list(self._names), len(self._rows.names))
         self._objectives = Objectives(config, self._rows, self.student, self.teachers, self._compute_dtype)
@@ -126,15 +125,15 @@ class Trainer:
             losses = self._objectives(batch, num_labelled=num_labelled, num_samples=len(samples))
             last = max(losses)
             for row, loss in sorted(losses.items()):
-                self._check_finite(self._rows.names[row], loss)
+                self._check_finite(f"the loss term {self._rows.names[row]!r}", float(loss.detach()))
                 totals[self._rows.names[row]] += float(loss.detach())
                 self._gradients.add(row, loss, retain_graph=row != last)
         return totals, tokens
 
-    def _check_finite(self, name: str, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
             raise TrainingError(
-                f"step {self.steps_done + 1}: the loss term {name!r} is {float(loss)}; training stopped before the update. "
+                f"step {self.steps_done + 1}: {what} is {value}; training stopped before the update. "
                 "Lower optimizer.learning_rate, or look at the last records of metrics.jsonl"
             )
 
@@ -142,6 +141,8 @@ class Trainer:
         """AGP coefficients over the weighted gradients, the weights [N], and the raw norms [N]."""
         raw = self._gradients.gram().cpu()
         norms = raw.diagonal().sqrt()
+        for name, norm in zip(self._rows.names, norms.tolist(), strict=True):
+            self._check_finite(f"the gradient of the loss term {name!r}", norm)
         scales = self._scales(raw, norms)
         gram = raw * scales[:, None] * scales[None, :]
         settings = self.config.projection

@@ -4,7 +4,7 @@ InternVLForConditionalGeneration
   model.vision_tower            InternViT: pixel_values [N, 3, S, S] -> [N, 1 + patches, Dv]
   model.multi_modal_projector   pixel shuffle, then MLP -> image_embeds [N, T, D]
   model.language_model          Qwen2Model: embed_tokens, layers[0..L-1].self_attn, norm
-  lm_head                       tied to embed_tokens
+  lm_head                       tied to embed_tokens in some sizes, a matrix of its own in others
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ def part(model: InternVLForConditionalGeneration, name: Part) -> nn.Module:
         "language_model": model.model.language_model,
     }
     return modules[name]
+
+
+def modules_of(model: InternVLForConditionalGeneration, name: Part) -> list[nn.Module]:
+    """The modules that hold a part's weights: the head belongs to the language model, tied or not."""
+    return [part(model, name), *([model.lm_head] if name == "language_model" else [])]
 
 
 def num_layers(model: InternVLForConditionalGeneration) -> int:

@@ -17,8 +17,9 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 
-# Qwen2's pre-tokenisation, so that the tiny tokenizer cuts text where InternVL3's does.
-QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# A token may be a whole phrase, up to and with its punctuation mark; InternVL3's are words at most. Questions are then 10 tokens
+# long instead of 50, which is what lets two cores train a family in minutes. A digit is a token of its own in both.
+PHRASE_SPLIT = r"\s*[\r\n]+|\p{N}|[^\p{N}.:?,<>\r\n]+[.:?,]?|[.:?,<>]"
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
@@ -45,7 +46,9 @@ class TinySize:
     attention_heads: int = 4
     image_size_px: int = 112
     patch_size_px: int = 14
-    vocab_size: int = 768
+    vocab_size: int = 1536
+    initializer_range: float = 0.02
+    layer_scale: float = 0.1
 
     @property
     def tokens_per_image(self) -> int:
@@ -62,7 +65,7 @@ def train_tokenizer(corpus: Iterable[str], words: Sequence[str], vocab_size: int
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PHRASE_SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -89,7 +92,8 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
             "image_size": [size.image_size_px, size.image_size_px],
             "patch_size": [size.patch_size_px, size.patch_size_px],
             "attention_bias": True,
-            "layer_scale_init_value": 0.1,
+            "layer_scale_init_value": size.layer_scale,
+            "initializer_range": size.initializer_range,
         },
         text_config={
             "model_type": "qwen2",
@@ -101,6 +105,7 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
             "intermediate_size": 4 * size.language_width,
             "max_position_embeddings": 1024,
             "rope_theta": 10_000.0,
+            "initializer_range": size.initializer_range,
             "tie_word_embeddings": True,
             "bos_token_id": None,
             "eos_token_id": tokenizer.token_to_id("<|im_end|>"),

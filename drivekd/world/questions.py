@@ -178,6 +178,7 @@ def _scene(scene: Scene, labels: Sequence[Label]) -> Question:
             number += 1
             facts[name] = f"{state}, {_named(actor, number, front.get(scene.actors.index(actor)))}"
     facts["Road"] = "straight" if scene.road.bend == "straight" else f"curves to the {scene.road.bend}"
+    facts["Left lane"], facts["Right lane"] = scene.lane_state("left"), scene.lane_state("right")
     answer = " ".join(f"{name}: {fact}." for name, fact in facts.items())
     return Question("perception", "scene", "open", SCENE_QUESTION, answer)
 

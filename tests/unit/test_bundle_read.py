@@ -153,9 +153,7 @@ def test_an_absurd_size_is_refused_before_reading(folder: Path) -> None:
         (lambda m: m["graphs"]["vision"]["inputs"][0].update(dims=[None]), r"inputs\[0\]\.dims\[0\]: expected int or str"),
     ],
 )
-def test_a_manifest_of_another_shape_names_the_place(
-    folder: Path, edit: Callable[[dict[str, Any]], Any], message: str
-) -> None:
+def test_a_manifest_of_another_shape_names_the_place(folder: Path, edit: Callable[[dict[str, Any]], Any], message: str) -> None:
     value = json.loads(make_manifest().to_bytes())
     edit(value)
     write_manifest(folder, json.dumps(value).encode())

@@ -84,6 +84,7 @@ def test_drivelm_reads_back(tmp_path: Path) -> None:
     assert plan.answer == "Brake for <c1,CAM_BACK,0.5000,0.5000>."
     assert [image.parent.name for image in plan.images] == list(CAMERAS), "the answer's tags must not choose the cameras"
     assert behavior.answer is None
+    assert [message["role"] for message in json.loads(out.read_text())[-1]["messages"]] == ["user"]
 
 
 def test_drivebench_reads_back(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,15 +111,17 @@ def test_an_interval_beyond_the_majority() -> None:
 
 
 def test_records_of_one_frame_are_one_cluster_without_scenes() -> None:
-    row = evaluate(Recited("A"), [sample(answer="AB"[index % 2]) for index in range(40)]).row("planning")
+    samples = [replace(sample(answer="AB"[index % 2]), source=f"f.json, record {index}") for index in range(40)]
+    row = evaluate(Recited("A"), samples).row("planning")
     assert row.interval == (0.0, 1.0)
 
 
 def test_the_seed_is_kept_and_decides() -> None:
-    samples = [sample(answer="AAB"[index % 3], scene=f"s{index}") for index in range(30)]
-    one, same, other = (evaluate(Recited("A"), samples, seed=seed) for seed in (1, 1, 2))
-    assert one.scores == same.scores
-    assert (one.seed, other.seed) == (1, 2)
+    samples = [sample(answer="AAB"[index % 3], scene=f"s{index**2 % 23}") for index in range(90)]
+    first, *others = [evaluate(Recited("A"), samples, seed=seed) for seed in (1, 1, 2, 3, 4)]
+    assert first.scores == others[0].scores
+    assert any(first.scores != other.scores for other in others[1:])
+    assert others[1].seed == 2
 
 
 def test_black_images_are_asked_for_and_recorded() -> None:

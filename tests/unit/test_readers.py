@@ -188,6 +188,7 @@ def test_check_images_names_the_first_record_and_counts(tmp_path: Path) -> None:
         ("Pick from the following options: A. Go on. It is fast. B. Stop.", {"A": "Go on. It is fast", "B": "Stop"}),
         ("Pick.\nA) one\nB) two\nC) three", {"A": "one", "B": "two", "C": "three"}),
         ("Which vitamin? Options: A. Vitamin C. B. None.", {"A": "Vitamin C", "B": "None"}),
+        ("Is it A. Smith or B. Jones? Options: A. Yes. B. No.", {"A": "Yes", "B": "No"}),
         ("Is object A. Smith a person?", {}),
         ("Is it red?", {}),
     ],

@@ -36,6 +36,7 @@ def test_malformed_tags(text: str, expected: list[str]) -> None:
 def test_the_style_is_the_files_and_a_wrong_tag_is_no_pixel() -> None:
     assert coordinate_style(["<c1,CAM_FRONT,4.32,0.85>", "<c1,CAM_FRONT,0.2,0.3>"]) == "normalized"
     assert coordinate_style(["<c1,CAM_FRONT,432.0,85.0>", "<c1,CAM_FRONT,0.5,0.5>", "<c1,CAM_BACK,3,4>"]) == "pixel"
+    assert coordinate_style(["<c1,CAM_FRONT,4.32,1.85>", "<c1,CAM_FRONT,0.2,0.3>"]) == "normalized"
     assert coordinate_style(["no tags"]) == "normalized"
     assert find_tags("<c1,CAM_FRONT,0.5,0.5>", "pixel")[0].x == pytest.approx(0.5 / 1600)
 

@@ -134,7 +134,7 @@ def _check_answer(kind: str, question: str, answer: str) -> None:
     elif kind == "yesno":
         assert answer.startswith(("Yes.", "No."))
     else:
-        assert re.fullmatch(r"Signal: .+\. Vehicle ahead: .+\. Pedestrian: .+\. Road: .+\.", answer)
+        assert re.fullmatch(r"Signal: .+\. Vehicle ahead: .+\. Pedestrian: .+\. Road: .+\. Left lane: .+\. Right lane: .+\.", answer)
 
 
 def test_unlabelled_records_hold_no_answer(world: Path) -> None:

@@ -1,0 +1,275 @@
+"""The command line: each verb parses, calls one function and prints its result. Heavy imports are inside the verbs.
+
+Exit codes: 0 done, 1 it failed, 2 you asked wrongly. stdout is the result, talk goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from drivekd.errors import DrivekdError, UsageError
+from drivekd.log import configure_logging
+
+
+class Verbs(TyperGroup):
+    """Ctrl-C is a failure like others, exit code 1; typer would turn it into a silent exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise DrivekdError("interrupted; nothing was left half-written") from error
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="From a data-centre driving VLM to the computer in a car: distil, export, run, ROS 2.",
+)
+data = typer.Typer(no_args_is_help=True, help="Make, convert and check records.")
+app.add_typer(data, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> None:
+    """Entry point of the `drivekd` command."""
+    configure_logging()
+    try:
+        app(standalone_mode=True)
+    except DrivekdError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from drivekd.tables import print_table
+
+    print_table(title, header, rows)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from drivekd.run_directory import versions
+
+        for name, value in versions().items():
+            typer.echo(f"{name} {value}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions that matter.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    video: Annotated[Path | None, typer.Option("--video", help="Play this road clip to the ROS node as well.")] = None,
+) -> None:
+    """World, student, evaluation, ONNX bundle, ROS topics: the whole way, on this machine."""
+    from drivekd.demo.pipeline import run_demo
+
+    typer.echo(run_demo(out, video=video))
+
+
+@data.command()
+def world(
+    out: Out,
+    frames: Annotated[int, typer.Option(min=1, help="Training frames.")] = 2000,
+    labelled: Annotated[int, typer.Option(min=0, help="How many of them keep their answers.")] = 400,
+    cameras: Annotated[str, typer.Option(help="front or six.")] = "front",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Render the built-in driving world: records, pictures, manifest, contact sheet."""
+    from drivekd.world.command import build_world_with_progress
+
+    rows = build_world_with_progress(out, frames=frames, labelled=labelled, cameras=cameras, seed=seed)
+    _print_table(f"driving world in {out}", ["", ""], rows)
+
+
+@data.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="Records in the Drive-KD format.")],
+    image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths.")] = None,
+) -> None:
+    """Check every record and image of a file; names each fault by file and record."""
+    from drivekd.data.validate import validate_file
+
+    report = validate_file(file, image_root=image_root)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    _print_table(str(file), ["", ""], [[str(cell) for cell in row] for row in report.rows])
+    if not report.ok:
+        raise DrivekdError("\n       ".join(report.problems))
+
+
+@data.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A DriveLM or DriveBench file.")],
+    out: Out,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that the file's image paths start from.")] = None,
+) -> None:
+    """Convert DriveLM-nuScenes or DriveBench to the Drive-KD format."""
+    from drivekd.data.convert import convert_file
+
+    report = convert_file(source, out, format="auto", image_root=image_root)
+    _print_table(str(out), ["", ""], [[str(cell) for cell in row] for row in report.rows])
+
+
+@data.command()
+def overlap(first: Path, second: Path) -> None:
+    """Scenes, frames and images that two files share: a leak when one trains and the other scores."""
+    from drivekd.data.overlap import overlap as find_overlap
+
+    report = find_overlap(first, second)
+    _print_table("shared", ["", ""], [[str(cell) for cell in row] for row in report.rows])
+    if not report.disjoint:
+        raise DrivekdError(f"{first} and {second} overlap; a score on one after training on the other is not a test score")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The run's YAML.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/<name of the YAML>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, measure one step, write nothing.")] = False,
+) -> None:
+    """Distil a student from its teachers, or fine-tune when there are none."""
+    from drivekd.config import load_config
+
+    settings = load_config(config, overrides or [])
+    from drivekd.distill.run import dry_run as measure
+    from drivekd.distill.run import train as run
+
+    if dry_run:
+        return _print_table(f"dry run of {config}", ["", ""], [list(row) for row in measure(settings)])
+    summary = run(settings, out or Path("runs") / config.stem, resume=resume)
+    typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}")
+
+
+@app.command()
+def analyze(config: Path, out: Out = Path("analysis"), overrides: Overrides = None) -> None:
+    """Cosine of adjacent layers in student and teachers, by capability: where the layers change."""
+    from drivekd.analyze import analyze as run
+    from drivekd.config import load_config
+
+    header, rows = run(load_config(config, overrides or []), out)
+    _print_table(f"adjacent-layer cosine, plot and JSON in {out}", header, rows)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A checkpoint directory or a bundle.")],
+    file: Annotated[Path, typer.Option("--data", help="Records to score on.")],
+    out: Out,
+    reference: Annotated[
+        Path | None, typer.Option(help="Records whose majority answer is the baseline; default: --data.")
+    ] = None,
+    black: Annotated[bool, typer.Option("--black", help="Replace every image by black: what the prior alone scores.")] = False,
+) -> None:
+    """Accuracy by capability with majority and random baselines and 95 % intervals."""
+    from drivekd.evaluate.run import evaluate_file
+
+    report = evaluate_file(model, file, out, reference=reference, black=black)
+    _print_table(f"{model} on {file}", *report)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, or with --trt on the car: a bundle.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The bundle to write.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 | fp16 | int8 | int4")] = "fp32",
+    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this device.")] = False,
+) -> None:
+    """ONNX graphs, verified against the model, in one bundle."""
+    from drivekd.export.command import export_command
+
+    _print_table(*export_command(source, out, precision=precision, trt=trt))
+
+
+@app.command()
+def check(
+    bundle: Path,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Graphs, shapes, sizes.")] = False,
+) -> None:
+    """Verify a bundle: digests, then the parity gate on this machine."""
+    from drivekd.runtime import check_bundle, read_bundle
+    from drivekd.runtime.command import check_rows
+
+    rows = check_rows(check_bundle(bundle), read_bundle(bundle).manifest, verbose=verbose)
+    _print_table(f"{bundle} is sound", ["", ""], rows)
+
+
+@app.command()
+def doctor(ros: Annotated[bool, typer.Option("--ros", help="Check ROS 2 as well.")] = False) -> None:
+    """What this machine can run, and what to install for the rest."""
+    from drivekd.doctor import findings
+
+    _print_table("doctor", ["", "found", "what to do"], findings(ros=ros))
+
+
+@app.command()
+def run(
+    bundle: Path,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, in camera order; CAMERA=FILE names one.")],
+    question: Annotated[str | None, typer.Option(help="Ask this instead of the bundle's three questions.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Perception, reasoning and planning text for one frame."""
+    from drivekd.live import LiveTexts
+    from drivekd.runtime.command import run_command
+
+    if as_json:
+        return typer.echo(json.dumps(run_command(bundle, images, question=question)))
+    with LiveTexts() as live:
+        result = run_command(bundle, images, question=question, on_texts=live.show)
+    for capability, answer in result["answers"].items():
+        typer.echo(f"{capability}: {answer['text']}")
+    if note := result.get("note"):
+        typer.echo(f"note: {note}", err=True)
+
+
+@app.command()
+def bench(bundle: Path, as_json: AsJson = False) -> None:
+    """Milliseconds by stage on this machine: p50, p95, p99."""
+    from drivekd.runtime import bench_bundle
+    from drivekd.runtime.command import bench_table
+
+    report = bench_bundle(bundle)
+    if as_json:
+        return typer.echo(json.dumps(report.to_json()))
+    _print_table(*bench_table(report))
+
+
+@app.command()
+def report(run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """One HTML page with the run's curves."""
+    from drivekd.evaluate.report import write_run_report
+
+    typer.echo(write_run_report(run_directory))
+
+
+__all__ = ["UsageError", "app", "main"]
+
+if __name__ == "__main__":
+    main()

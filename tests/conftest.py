@@ -1,0 +1,33 @@
+"""Fixtures that several folders share. Made once a session; tests only read them. Types and constants: tiny_run.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from tiny_run import TinyRun, make_tokenizer, write_tiny_run
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> Tokenizer:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> TinyRun:
+    return write_tiny_run(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Bit-equality holds for one thread count; and tiny models are fastest on one."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
