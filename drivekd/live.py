@@ -26,8 +26,6 @@ class LiveTexts:
         if self._live is not None:
             self._live.update(Text("\n".join(f"{name}: {text}" for name, text in texts.items())), refresh=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()

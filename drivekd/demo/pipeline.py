@@ -23,15 +23,13 @@ from drivekd.evaluate import EvaluationReport, evaluate, write_report
 from drivekd.evaluate.answerers import open_answerer
 from drivekd.export import bundle_from_checkpoint
 from drivekd.log import ProgressLine, logger
-from drivekd.models.tiny import TINY_STUDENT, build_tiny, write_checkpoint
-from drivekd.processor import load_tokenizer
 from drivekd.ros_workspace import build_workspace, run_ros_demo
 from drivekd.run_directory import write_json_atomic, write_text_atomic
 from drivekd.runtime.bench import bench_bundle
 from drivekd.tables import render_table
 from drivekd.world import WorldSettings, build_world
 
-TEACHERS = Path(__file__).with_name("teachers")
+MODELS = Path(__file__).with_name("models")
 CONFIG = Path(__file__).with_name("demo.yaml")
 ROS_WORKSPACE = Path(__file__).resolve().parents[2] / "ros2_ws"
 MARKER = ".drivekd-demo"
@@ -53,6 +51,8 @@ def run_demo(out: Path, *, video: Path | None = None, size: DemoSize | None = No
     """Run every stage under `out` and return the final table as text. Raises UsageError when `out` holds something else."""
     size = size or DemoSize()
     started_s = time.monotonic()
+    if not ROS_WORKSPACE.is_dir():
+        raise UsageError(f"{ROS_WORKSPACE} is missing: run the demo from a clone of the repository, not from an installed wheel")
     _claim(out)
     with _stage("1/7 driving world"):
         _world(out / "world", size.world)
@@ -104,19 +104,15 @@ def _world(directory: Path, settings: WorldSettings) -> None:
 
 
 def _student(out: Path, name: str, overrides: Sequence[str]) -> None:
-    """Train out/NAME from the same start with the demo's YAML."""
-    start = out / "student-start"
-    if not start.exists():
-        tokenizer = load_tokenizer(TEACHERS / CAPABILITIES[0])
-        write_checkpoint(start, build_tiny(TINY_STUDENT, tokenizer, seed=0), tokenizer)
+    """Train out/NAME from the shipped student with the demo's YAML."""
     train(_config(out, overrides), out / name)
 
 
 def _config(out: Path, overrides: Sequence[str]) -> RunConfig:
     world = (out / "world").resolve()
-    paths = [
-        f"student.checkpoint={(out / 'student-start').resolve()}",
-        *(f"teachers.{name}={TEACHERS / name}" for name in CAPABILITIES),
+    paths = [  # the YAML's own are right in a clone alone
+        f"student.checkpoint={MODELS / 'student'}",
+        *(f"teachers.{name}={MODELS / name}" for name in CAPABILITIES),
         f"data.train=[{world / 'train.json'}]",
         f"data.unlabelled=[{world / 'unlabelled.json'}]",
         f"data.validation={world / 'validation.json'}",
@@ -125,11 +121,9 @@ def _config(out: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def _accuracy_rows(out: Path) -> list[list[str]]:
-    test = read_samples(out / "world" / "test.json")
+    test = [sample for sample in read_samples(out / "world" / "test.json") if sample.kind != "open"]
     reference = read_samples(out / "world" / "train.json")
-    teachers = [
-        _evaluate(out, f"teacher-{name}", TEACHERS / name, _of(test, name), _of(reference, name)) for name in CAPABILITIES
-    ]
+    teachers = [_evaluate(out, f"teacher-{name}", MODELS / name, _of(test, name), _of(reference, name)) for name in CAPABILITIES]
     reports = {
         "SFT student": _evaluate(out, "sft", out / "sft" / "final", test, reference),
         "distilled student": _evaluate(out, "distilled", out / "distilled" / "final", test, reference),

@@ -35,6 +35,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# InternVL's own initial values (0.02, 0.1, zero positions) are meant for large widths and long training. Measured on captions of
+# the driving world, 420 steps of 64, signal state on held-out frames: 0.40 with them, 0.67 with these but positions at 0.02, 0.99
+# with all three.
+INITIALIZER_RANGE = 0.06
+LAYER_SCALE = 1.0
+POSITION_STD = 0.7
+
+
 @dataclass(frozen=True)
 class TinySize:
     """Widths and depths. image_size_px is the camera tile; patch_size_px divides it into an even number of patches."""
@@ -47,8 +55,6 @@ class TinySize:
     image_size_px: int = 112
     patch_size_px: int = 14
     vocab_size: int = 1536
-    initializer_range: float = 0.02
-    layer_scale: float = 0.1
 
     @property
     def tokens_per_image(self) -> int:
@@ -92,8 +98,8 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
             "image_size": [size.image_size_px, size.image_size_px],
             "patch_size": [size.patch_size_px, size.patch_size_px],
             "attention_bias": True,
-            "layer_scale_init_value": size.layer_scale,
-            "initializer_range": size.initializer_range,
+            "layer_scale_init_value": LAYER_SCALE,
+            "initializer_range": INITIALIZER_RANGE,
         },
         text_config={
             "model_type": "qwen2",
@@ -105,7 +111,7 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
             "intermediate_size": 4 * size.language_width,
             "max_position_embeddings": 1024,
             "rope_theta": 10_000.0,
-            "initializer_range": size.initializer_range,
+            "initializer_range": INITIALIZER_RANGE,
             "tie_word_embeddings": True,
             "bos_token_id": None,
             "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
@@ -120,15 +126,15 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
 def build_tiny(size: TinySize, tokenizer: Tokenizer, seed: int) -> InternVLForConditionalGeneration:
     """A freshly initialised model, the same for the same seed.
 
-    transformers initialises position embeddings and the class token with zeros; they are drawn here, since zeros would make
-    an export test of them vacuous and cost the vision tower its first steps.
+    transformers initialises position embeddings and the class token with zeros; they are drawn here: zeros would make an
+    export test of them vacuous, and leave the vision tower blind to places for its first hundreds of steps.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = InternVLForConditionalGeneration(tiny_config(size, tokenizer))
         embeddings = model.model.vision_tower.embeddings
         for parameter in (embeddings.position_embeddings, embeddings.cls_token):
-            nn.init.normal_(parameter, std=0.02)
+            nn.init.normal_(parameter, std=POSITION_STD)
     return model
 
 

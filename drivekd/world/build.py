@@ -78,9 +78,7 @@ def _fill(root: Path, out: Path, settings: WorldSettings, progress: Callable[[in
 
 
 def _files(results: Sequence[FrameResult], settings: WorldSettings) -> dict[str, list[Record]]:
-    files: dict[str, list[Record]] = {
-        name: [] for name in ("train.json", "unlabelled.json", "validation.json", "test.json")
-    }
+    files: dict[str, list[Record]] = {name: [] for name in ("train.json", "unlabelled.json", "validation.json", "test.json")}
     for result in results:
         if result.job.split == "train" and result.job.index >= settings.labelled_frames:
             files["unlabelled.json"] += [without_answer(record) for record in result.records]
@@ -164,6 +162,4 @@ def _needed_bytes(settings: WorldSettings) -> int:
 
 def _no_space(out: Path, settings: WorldSettings) -> str:
     needed_mb = _needed_bytes(settings) / 1e6
-    return (
-        f"no space left for the world in {out}: it needs about {needed_mb:.0f} MB. Free some, or ask for fewer frames."
-    )
+    return f"no space left for the world in {out}: it needs about {needed_mb:.0f} MB. Free some, or ask for fewer frames."

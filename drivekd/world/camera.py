@@ -16,9 +16,7 @@ from .road import Floats
 NEAR_M = 0.25
 HORIZON = 0.56  # share of the height above the horizon: signals hang high, the ego bonnet is of no use
 
-_MOUNTS: dict[
-    str, tuple[float, float, tuple[float, float, float]]
-] = {  # yaw and field of view in degrees, x y z in metres
+_MOUNTS: dict[str, tuple[float, float, tuple[float, float, float]]] = {  # yaw and field of view in degrees, x y z in metres
     "CAM_FRONT": (0.0, 70.0, (0.0, 0.0, 1.6)),
     "CAM_FRONT_LEFT": (55.0, 70.0, (-0.1, 0.5, 1.6)),
     "CAM_FRONT_RIGHT": (-55.0, 70.0, (-0.1, -0.5, 1.6)),

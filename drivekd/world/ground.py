@@ -174,9 +174,7 @@ def _verges(road: Road, surface: _Surface, image: Texture) -> None:
     if road.num_opposite_lanes:
         _blend(image, surface.band(road.left_edge_m + MEDIAN_WIDTH_M / 2.0, MEDIAN_WIDTH_M - 0.8), _KERB)
         _blend(image, surface.band(road.left_edge_m + MEDIAN_WIDTH_M / 2.0, MEDIAN_WIDTH_M - 1.2), _GRASS)
-    joints = 1.0 - 0.2 * (np.mod(surface.s_m, 1.6) < np.maximum(0.06, surface.rays.along_m)) * (
-        surface.rays.along_m < 0.5
-    )
+    joints = 1.0 - 0.2 * (np.mod(surface.s_m, 1.6) < np.maximum(0.06, surface.rays.along_m)) * (surface.rays.along_m < 0.5)
     for kerb_m, side in ((road.left_kerb_m, 1.0), (road.right_kerb_m, -1.0)):
         paving = surface.beyond(kerb_m, side)[..., None]
         color = np.array(_PAVING, np.float32) * joints[..., None].astype(np.float32) + surface.grain[..., None] * 4.0

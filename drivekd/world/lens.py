@@ -102,7 +102,5 @@ def _add_rain(image: Texture, rng: np.random.Generator, brightness: float) -> No
     for x_px, y_px, length, alpha in drops.tolist():
         length_px = length * height_px
         draw.line([x_px, y_px, x_px - 0.2 * length_px, y_px + length_px], fill=int(alpha))
-    soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(width_px / 640)), np.float32)[..., None] * np.float32(
-        0.6 / 255.0
-    )
+    soft = np.asarray(mask.filter(ImageFilter.GaussianBlur(width_px / 640)), np.float32)[..., None] * np.float32(0.6 / 255.0)
     image += soft * (np.float32(brightness) - image)

@@ -49,9 +49,7 @@ def _backdrop(scene: Scene, camera: Camera, light: Light) -> Picture:
 def _with_polygons(image: Picture, scene: Scene, camera: Camera, light: Light, supersample: int) -> Texture:
     canvas = Image.fromarray(image)
     if supersample > 1:
-        canvas = canvas.resize(
-            (camera.width_px * supersample, camera.height_px * supersample), Image.Resampling.NEAREST
-        )
+        canvas = canvas.resize((camera.width_px * supersample, camera.height_px * supersample), Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     mesh = scene_mesh(scene)
     faces = visible_faces(mesh, camera)

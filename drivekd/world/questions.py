@@ -110,9 +110,7 @@ class Question:
     cameras: tuple[str, ...] = ()
 
 
-def records_of(
-    scene: Scene, labels: Sequence[Label], image_paths: Mapping[str, str], *, scene_name: str
-) -> list[Record]:
+def records_of(scene: Scene, labels: Sequence[Label], image_paths: Mapping[str, str], *, scene_name: str) -> list[Record]:
     """All records of one frame, answered. labels: of all cameras. image_paths: by camera, in the model's order."""
     return [_record(question, scene, image_paths, scene_name) for question in questions_of(scene, labels)]
 

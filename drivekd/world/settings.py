@@ -40,9 +40,7 @@ class WorldSettings:
         _require(not unknown, f"cameras holds {unknown}; known are {', '.join(CAMERAS)}")
         _require("CAM_FRONT" in self.cameras, f"cameras is {self.cameras}; it must hold CAM_FRONT")
         _require(len(set(self.cameras)) == len(self.cameras), f"cameras names one twice: {self.cameras}")
-        _require(
-            min(self.image_size_px) >= 64, f"image_size_px is {self.image_size_px}; both sides must be at least 64"
-        )
+        _require(min(self.image_size_px) >= 64, f"image_size_px is {self.image_size_px}; both sides must be at least 64")
         width_px, height_px = self.image_size_px
         # The field of view is fixed across: a wider picture would cut off the signals, which hang high.
         _require(1.0 <= width_px / height_px <= 2.0, f"image_size_px is {self.image_size_px}; it must be 1:1 to 2:1")

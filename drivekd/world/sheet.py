@@ -87,9 +87,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 def _draw_title(canvas: _Canvas) -> int:
     canvas.text(_MARGIN, 34, "The built-in driving world", 46, _BRIGHT)
-    subtitle = (
-        "Six cameras, exact boxes, and questions that need the picture and the speed. All of it is drawn from a seed."
-    )
+    subtitle = "Six cameras, exact boxes, and questions that need the picture and the speed. All of it is drawn from a seed."
     canvas.text(_MARGIN, 96, subtitle, 21, _DIM)
     return 144
 
@@ -202,9 +200,7 @@ def _tile_seeds(first_seed: int) -> list[int]:
     seeds = []
     for index in range(_NUM_TILES):
         look = (DAYLIGHTS[index % 3], WEATHERS[(index // 3 + index) % 3], actions[(index * 2) % 5])
-        seeds.append(
-            next(seed for seed in range(first_seed, first_seed + 100_000) if _has_look(situation_of(seed), look))
-        )
+        seeds.append(next(seed for seed in range(first_seed, first_seed + 100_000) if _has_look(situation_of(seed), look)))
         first_seed = seeds[-1] + 1
     return seeds
 

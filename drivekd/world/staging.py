@@ -43,10 +43,7 @@ def situation_of(seed: int) -> Situation:
 
 def _realises(scene: Scene, situation: Situation) -> bool:
     facts = (scene.lead_state, scene.signal, scene.lane_state("left"), scene.lane_state("right"))
-    if (
-        facts != (situation.lead, situation.signal, situation.left, situation.right)
-        or plan(scene).action != situation.action
-    ):
+    if facts != (situation.lead, situation.signal, situation.left, situation.right) or plan(scene).action != situation.action:
         return False
     sight = look(scene, make_camera("CAM_FRONT", _CHECK_SIZE_PX))
     if scene.signal != "none" and sight.signal_visibility < _MIN_SIGNAL_VISIBILITY:
@@ -57,9 +54,7 @@ def _realises(scene: Scene, situation: Situation) -> bool:
 
 def _key_actors(scene: Scene) -> list[Actor]:
     """The actors without which the front camera's answers would change."""
-    blockers = [
-        actor for actor in scene.actors if actor.is_vehicle and not actor.oncoming and 0.0 < actor.rear_m < 15.0
-    ]
+    blockers = [actor for actor in scene.actors if actor.is_vehicle and not actor.oncoming and 0.0 < actor.rear_m < 15.0]
     keys = [actor for actor in (scene.lead, scene.crossing_pedestrian) if actor is not None]
     in_neighbour_lane = 1.5 * scene.road.lane_width_m
     return keys + [actor for actor in blockers if actor not in keys and abs(actor.d_m) < in_neighbour_lane]
@@ -76,9 +71,7 @@ def _place(seed: int, situation: Situation, rng: np.random.Generator) -> Scene:
     ]
     if situation.pedestrian and crosswalk_m is not None:
         place_m, across_m = crosswalk_m + float(rng.uniform(-0.6, 0.6)), float(rng.uniform(-1.3, 1.3))
-        actors.append(
-            Actor("pedestrian", _color(rng), place_m, across_m, crossing=True, stride=int(rng.choice([-2, -1, 1, 2])))
-        )
+        actors.append(Actor("pedestrian", _color(rng), place_m, across_m, crossing=True, stride=int(rng.choice([-2, -1, 1, 2]))))
     return Scene(
         seed=seed,
         road=road,
@@ -135,11 +128,7 @@ def _other_lanes(situation: Situation, road: Road, rng: np.random.Generator) -> 
             continue
         offset_m = road.lane_offset_m(lane)
         neighbour = abs(lane - road.ego_lane) == 1
-        blocked = (
-            (situation.left if lane < road.ego_lane else situation.right) == "blocked"
-            if neighbour
-            else rng.random() < 0.4
-        )
+        blocked = (situation.left if lane < road.ego_lane else situation.right) == "blocked" if neighbour else rng.random() < 0.4
         if blocked:
             actors.append(_vehicle(rng, float(rng.uniform(6.0, 11.5)), offset_m))
         if rng.random() < 0.4:
@@ -167,9 +156,7 @@ def _sidewalks(road: Road, rng: np.random.Generator) -> list[Actor]:
                 kind: ActorKind = "pedestrian" if rng.random() < 0.65 else "cyclist"
                 d_m = kerb_m + side * float(rng.uniform(0.7, 2.2))
                 actors.append(
-                    Actor(
-                        kind, _color(rng), start_m + float(rng.uniform(0.0, 5.0)), d_m, stride=int(rng.integers(-2, 3))
-                    )
+                    Actor(kind, _color(rng), start_m + float(rng.uniform(0.0, 5.0)), d_m, stride=int(rng.integers(-2, 3)))
                 )
     return actors
 
@@ -181,9 +168,7 @@ def _vehicle_behind(rng: np.random.Generator, d_m: float, nearest_m: float) -> A
     return Actor(vehicle.kind, vehicle.color, front_m - vehicle.size_m[0] / 2.0, d_m)
 
 
-def _vehicle(
-    rng: np.random.Generator, rear_m: float, d_m: float, *, oncoming: bool = False, braking: bool = False
-) -> Actor:
+def _vehicle(rng: np.random.Generator, rear_m: float, d_m: float, *, oncoming: bool = False, braking: bool = False) -> Actor:
     kinds = tuple(_VEHICLE_SHARES)
     kind = kinds[int(rng.choice(len(kinds), p=tuple(_VEHICLE_SHARES.values())))]
     middle_m = rear_m + VEHICLE_SIZES_M[kind][0] / 2.0

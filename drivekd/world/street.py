@@ -60,9 +60,7 @@ def building_mesh(variant: int, dark: bool) -> Mesh:
     return builder.build()
 
 
-def _add_shop_fronts(
-    builder: MeshBuilder, face: Floats, count: int, top: float, dark: bool, rng: np.random.Generator
-) -> None:
+def _add_shop_fronts(builder: MeshBuilder, face: Floats, count: int, top: float, dark: bool, rng: np.random.Generator) -> None:
     """Ground floor: wide panes below coloured awnings."""
     for shop in range(count):
         left, right = (shop + 0.1) / count, (shop + 0.9) / count
@@ -136,9 +134,7 @@ def signal_mesh(state: SignalState, bottom_m: float, post_m: float) -> Mesh:
     arm_m = bottom_m + 0.78 * height_m
     add_block(builder, Block(0.2, 0.22, arm_m + 0.3, 0.4, y_m=post_m), _STEEL)
     builder.begin_part(0.15, 0.0, 0.5, width_m)
-    builder.add(
-        rectangle((min(0.0, post_m), max(0.0, post_m)), (arm_m - 0.1, arm_m + 0.12), 0.38), _STEEL, two_sided=True
-    )
+    builder.add(rectangle((min(0.0, post_m), max(0.0, post_m)), (arm_m - 0.1, arm_m + 0.12), 0.38), _STEEL, two_sided=True)
     housing = Block(0.3, width_m, height_m, 0.17, bottom_m)
     add_block(builder, housing, (22, 23, 26), new_part=False)
     builder.add(patch(housing.rear, 0.04, 0.96, 0.015, 0.985), (38, 39, 42))

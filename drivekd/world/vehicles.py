@@ -142,9 +142,7 @@ def _add_rear_lamps(
         builder.add(patch(face, left, left + width, bottom, top), color, emission=emission)
 
 
-def _add_head_lamps(
-    builder: MeshBuilder, face: Floats, emission: float, *, bottom: float, top: float, width: float
-) -> None:
+def _add_head_lamps(builder: MeshBuilder, face: Floats, emission: float, *, bottom: float, top: float, width: float) -> None:
     for left in (0.03, 0.97 - width):
         builder.add(patch(face, left, left + width, bottom, top), (252, 248, 222), emission=emission)
 

@@ -36,17 +36,17 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_shipped_teachers_are_small_and_of_one_family() -> None:
+def test_shipped_models_are_small_and_of_one_family() -> None:
     from drivekd.data.sample import CAPABILITIES
-    from drivekd.demo.pipeline import TEACHERS
+    from drivekd.demo.pipeline import MODELS
     from drivekd.distill.teachers import check_same_tokens
     from drivekd.processor import load_processor
 
-    files = [path for path in TEACHERS.rglob("*") if path.is_file()]
+    files = [path for path in MODELS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 20e6, "more than the repository should carry"
-    first, *others = (load_processor(TEACHERS / name) for name in CAPABILITIES)
+    first, *others = (load_processor(MODELS / name) for name in ("student", *CAPABILITIES))
     for other in others:
-        check_same_tokens(first, other, "shipped teachers")
+        check_same_tokens(first, other, "shipped models")
 
 
 def test_prompts_are_the_worlds_own() -> None:

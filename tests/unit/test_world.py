@@ -46,9 +46,7 @@ from drivekd.world.street import signal_lamp_height_m
 
 SIZE_PX = (320, 180)
 NUM_SCENES = 300
-SMALL = WorldSettings(
-    train_frames=12, labelled_frames=5, validation_frames=6, test_frames=6, workers=1, contact_sheet=False
-)
+SMALL = WorldSettings(train_frames=12, labelled_frames=5, validation_frames=6, test_frames=6, workers=1, contact_sheet=False)
 JSON_FILES = ("train.json", "unlabelled.json", "validation.json", "test.json")
 
 
@@ -102,9 +100,7 @@ def test_another_seed_gives_other_pictures(world: Path, tmp_path: Path) -> None:
 
 
 def test_splits_and_worlds_never_share_a_scene(world: Path) -> None:
-    full = [
-        replace(SMALL, seed=seed, train_frames=10**6, validation_frames=10**6, test_frames=10**6) for seed in (0, 1)
-    ]
+    full = [replace(SMALL, seed=seed, train_frames=10**6, validation_frames=10**6, test_frames=10**6) for seed in (0, 1)]
     ranges = [settings.scene_seeds(split) for settings in full for split in SPLITS]
     for one, other in pairwise(ranges):
         assert one.stop <= other.start
@@ -134,7 +130,8 @@ def _check_answer(kind: str, question: str, answer: str) -> None:
     elif kind == "yesno":
         assert answer.startswith(("Yes.", "No."))
     else:
-        assert re.fullmatch(r"Signal: .+\. Vehicle ahead: .+\. Pedestrian: .+\. Road: .+\. Left lane: .+\. Right lane: .+\.", answer)
+        facts = ("Signal", "Vehicle ahead", "Pedestrian", "Road", "Left lane", "Right lane")
+        assert re.fullmatch(" ".join(rf"{fact}: .+\." for fact in facts), answer)
 
 
 def test_unlabelled_records_hold_no_answer(world: Path) -> None:
@@ -175,9 +172,7 @@ def test_refuses_a_directory_with_something_in_it(tmp_path: Path) -> None:
     ("failure", "expected"),
     [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "No space left on device"), DataError)],
 )
-def test_nothing_is_left_of_a_broken_build(
-    tmp_path: Path, failure: BaseException, expected: type[BaseException]
-) -> None:
+def test_nothing_is_left_of_a_broken_build(tmp_path: Path, failure: BaseException, expected: type[BaseException]) -> None:
     def fail(done: int, total: int) -> None:
         if done == 3:
             raise failure
@@ -318,12 +313,7 @@ def test_boxes_lie_on_the_painted_vehicle() -> None:
         after, _ = render_frame(repainted, "CAM_FRONT", SIZE_PX)
         rows, columns = np.nonzero(np.abs(before.astype(int) - after).max(axis=2) > 12)
         left, top, right, bottom = next(label.box_px for label in labels if label.actor == index)
-        assert (
-            columns.min() >= left - 2
-            and columns.max() <= right + 2
-            and rows.min() >= top - 2
-            and rows.max() <= bottom + 2
-        )
+        assert columns.min() >= left - 2 and columns.max() <= right + 2 and rows.min() >= top - 2 and rows.max() <= bottom + 2
         assert len(rows) > 0.2 * (right - left) * (bottom - top)
         checked += 1
     assert checked >= 10

@@ -1,0 +1,134 @@
+"""Makes the models that the demo ships:  python -m drivekd.demo.pretraining --out DIR
+
+    student     a small model that has read captions of the driving world, as InternVL3-1B has read captions of ours
+    teachers    a larger model: captions, then every question, then three copies fine-tuned, each on its capability
+
+All scenes are labelled here; the demo's student sees answers to few of them. The result is OUT/models in bf16, which lies in
+`drivekd/demo/models/`, since making it takes longer than a demo may.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from drivekd.config import DataConfig, OptimizerConfig, PromptsConfig, RunConfig, StudentConfig, TrainingConfig
+from drivekd.data.sample import CAMERAS, CAPABILITIES, Capability
+from drivekd.distill.run import train
+from drivekd.log import configure_logging, logger
+from drivekd.models.internvl import load_model
+from drivekd.models.tiny import TINY_STUDENT, TINY_TEACHER, TinySize, build_tiny, train_tokenizer, write_checkpoint
+from drivekd.processor import load_tokenizer
+from drivekd.world import COORDINATE_WORDS, PROMPTS, WorldSettings, build_world
+
+FRAMES = 6000
+CAPTION_TOPIC = "scene"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of supervised fine-tuning. records: file in the world's folder; steps of batch_size questions."""
+
+    name: str
+    records: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    capabilities: Sequence[Capability] = CAPABILITIES
+
+
+STUDENT_CAPTIONS = Stage("student", "captions.json", 400, 64, 3e-3)
+TEACHER_CAPTIONS = Stage("teacher-captions", "captions.json", 700, 64, 2e-3)
+TEACHER_QUESTIONS = Stage("teacher-questions", "train.json", 900, 48, 1.5e-3)
+TEACHER_CAPABILITIES = [Stage(name, "train.json", 200, 48, 5e-4, [name]) for name in CAPABILITIES]
+
+
+def make_models(out: Path) -> None:
+    """World, tokenizer, student and teachers under `out`; a finished stage is kept and reused."""
+    world = out / "world"
+    if not world.exists():
+        logger.info("rendering %d frames", FRAMES)
+        build_world(world, WorldSettings(train_frames=FRAMES, labelled_frames=FRAMES))
+    captions = [record for record in _records(world / "train.json") if record["meta"]["topic"] == CAPTION_TOPIC]
+    (world / "captions.json").write_text(json.dumps(captions))
+    tokenizer = train_tokenizer(corpus(world / "train.json"), [*CAMERAS, *COORDINATE_WORDS], TINY_TEACHER.vocab_size)
+    _ship(_fine_tune(_fresh(out / "fresh-student", TINY_STUDENT, tokenizer), out, STUDENT_CAPTIONS), out / "models" / "student")
+    captioner = _fine_tune(_fresh(out / "fresh-teacher", TINY_TEACHER, tokenizer), out, TEACHER_CAPTIONS)
+    base = _fine_tune(captioner, out, TEACHER_QUESTIONS)
+    for stage in TEACHER_CAPABILITIES:
+        _ship(_fine_tune(base, out, stage), out / "models" / stage.name)
+
+
+def corpus(records: Path) -> Iterator[str]:
+    """Every text of a file of records, each with its chat role."""
+    for record in json.loads(records.read_text()):
+        for message in record["messages"]:
+            yield f"{message['role']}\n"
+            yield message["content"].replace("<image>", "")
+
+
+def _records(path: Path) -> list[dict[str, dict[str, str]]]:
+    records: list[dict[str, dict[str, str]]] = json.loads(path.read_text())
+    return records
+
+
+def _fresh(directory: Path, size: TinySize, tokenizer: Tokenizer) -> Path:
+    if not directory.exists():
+        write_checkpoint(directory, build_tiny(size, tokenizer, seed=0), tokenizer)
+    return directory
+
+
+def _ship(checkpoint: Path, directory: Path) -> None:
+    """Write a checkpoint in bf16, half the size; it is loaded into fp32 again."""
+    write_checkpoint(directory, load_model(checkpoint), load_tokenizer(checkpoint), dtype=torch.bfloat16)
+    shutil.copyfile(checkpoint / "prompts.json", directory / "prompts.json")
+
+
+def _fine_tune(checkpoint: Path, out: Path, stage: Stage) -> Path:
+    directory = out / stage.name
+    if (directory / "final").exists():
+        return directory / "final"
+    config = RunConfig(
+        student=StudentConfig(checkpoint=checkpoint, train=["vision_encoder", "projector", "language_model"]),
+        data=DataConfig(
+            train=[out / "world" / stage.records],
+            validation=out / "world" / "validation.json",
+            capabilities=list(stage.capabilities),
+        ),
+        optimizer=OptimizerConfig(
+            learning_rate=stage.learning_rate,
+            weight_decay=0.01,
+            schedule="cosine",
+            warmup_steps=stage.steps // 20,
+            clip_norm=1.0,
+        ),
+        training=TrainingConfig(
+            steps=stage.steps,
+            batch_size=stage.batch_size,
+            micro_batch_size=stage.batch_size,
+            checkpoint_every_steps=100,
+            device="cpu",
+        ),
+        prompts=PromptsConfig(perception=PROMPTS["perception"], reasoning=PROMPTS["reasoning"], planning=PROMPTS["planning"]),
+    )
+    summary = train(config, directory, resume=(directory / "checkpoints").exists())
+    logger.info("%s: loss %s, validation %s", stage.name, summary.loss, summary.validation_loss)
+    return summary.final
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="working folder; the result is OUT/models")
+    configure_logging()
+    make_models(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()
