@@ -39,10 +39,16 @@ class ProgressLine:
         self._last_s = now_s
         if self._stream.isatty():
             self._stream.write("\r" + text.ljust(self._width) + ("\n" if final else ""))
-            self._width = len(text)
+            self._width = 0 if final else len(text)
         else:
             self._stream.write(text + "\n")
         self._stream.flush()
+
+    def close(self) -> None:
+        """End a line that is still open, so that what is said next has its own."""
+        if self._width:
+            self._stream.write("\n")
+            self._width = 0
 
 
 class MetricsFile:

@@ -43,6 +43,7 @@ def build_workspace(source: Path, out: Path, *, log: Path) -> Path:
     of the log when the build fails.
     """
     colcon = _colcon()
+    source, out = source.resolve(), out.resolve()  # CMake and ament read relative prefixes from other folders
     install = out / "install"
     stamp, digest = install / STAMP, sources_digest(source / "src")
     if stamp.is_file() and stamp.read_text() == digest:
@@ -120,7 +121,7 @@ def run_ros_demo(
     node. node: Python arguments that start it. Each answer has "frame", the index of the frame that it is about.
     Raises DrivekdError with the processes' last words when the node ends early or answers are missing after timeout_s.
     """
-    environment = ros_environment(install)
+    environment = ros_environment(install.resolve())
     topics = [f"/{camera}/image" for camera in cameras]
     settings = [
         f"bundle:={bundle}",

@@ -16,7 +16,7 @@ PARITY_HEADER = ["graph", "case", "output", "max |difference|", "relative", "lim
 def export_command(source: Path, out: Path | None, *, precision: str, trt: bool) -> tuple[str, list[str], list[list[str]]]:
     """Export `source`; returns a table (title, header, rows).
 
-    Raises UsageError, CheckpointError, ExportError; the last carries the parity table when parity failed.
+    Raises UsageError, CheckpointError, ExportError; the last names the worst row when parity failed.
     """
     if (source / MANIFEST_FILE).is_file():
         if not trt or out is not None:

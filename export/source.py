@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.errors import CheckpointError, ExportError
@@ -36,11 +35,8 @@ def load_source(checkpoint: Path, prompts: Mapping[str, str] | None) -> Source:
     prompt_set = load_prompts(checkpoint, prompts)
     for template in prompt_set.prompts.values():
         processor.prompts.suffix(template)  # refuses chat markers
-    try:
-        with quiet():
-            model = load_model(checkpoint).eval()
-    except SafetensorError as error:  # has no base class in common with what load_model catches
-        raise CheckpointError(f"{checkpoint}: weights cannot be loaded ({error})") from error
+    with quiet():
+        model = load_model(checkpoint).eval()
     _check_finite(checkpoint, model)
     info = _model_info(checkpoint, model)
     if processor.tokenizer.get_vocab_size() > info.vocab_size:

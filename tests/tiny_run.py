@@ -97,8 +97,8 @@ def make_tokenizer() -> Tokenizer:
 def sharpened(model: InternVLForConditionalGeneration) -> InternVLForConditionalGeneration:
     """Freshly initialised attention is uniform to 1e-4, and every test on maps would be vacuous."""
     for layer in model.model.language_model.layers:
-        layer.self_attn.q_proj.weight.data.mul_(10.0)
-        layer.self_attn.k_proj.weight.data.mul_(10.0)
+        layer.self_attn.q_proj.weight.data.mul_(3.0)
+        layer.self_attn.k_proj.weight.data.mul_(3.0)
     return model
 
 

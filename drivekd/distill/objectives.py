@@ -11,7 +11,7 @@ from transformers import InternVLForConditionalGeneration
 
 from drivekd.config import RunConfig
 from drivekd.data.batch import IGNORED_LABEL, Batch
-from drivekd.data.sample import CAPABILITIES, Capability
+from drivekd.data.sample import CAPABILITIES, Capability, Sample
 from drivekd.distill.losses import cross_entropy_per_sample
 from drivekd.distill.projection import Pair
 from drivekd.distill.signals import signal_loss
@@ -42,6 +42,19 @@ def rows_for(config: RunConfig) -> Rows:
     anchors = {name: index if own else 0 for index, name in enumerate(CAPABILITIES)}
     followers = {name: len(names) + index for index, name in enumerate(capabilities)}
     return Rows((*names, *capabilities), anchors, followers)
+
+
+def row_shares(config: RunConfig, rows: Rows, samples: Sequence[Sample]) -> dict[str, float]:
+    """What part of a step each row's loss is taken over; the summed loss divided by it is the mean over the row's own samples."""
+    labelled = [sample.capability for sample in samples if sample.answer is not None]
+    mixing = mixing_matrix(config.signals.mixing)
+    shares = dict.fromkeys(rows.names, 0.0)
+    for name in labelled:
+        shares[rows.names[rows.anchors[name]]] += 1 / len(labelled)
+    for name, row in rows.followers.items():
+        column = mixing[:, CAPABILITIES.index(name)]
+        shares[rows.names[row]] = sum(float(column[CAPABILITIES.index(s.capability)]) for s in samples) / len(samples)
+    return shares
 
 
 def mixing_matrix(mixing: str) -> Tensor:

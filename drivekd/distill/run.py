@@ -127,10 +127,11 @@ def _run(trainer: Trainer, out: Path) -> TrainingSummary:
                 metrics.write(record)
                 _write_board(board, record)
                 progress.show(_line(record, settings.steps), final=trainer.steps_done == settings.steps)
-                if trainer.steps_done % settings.checkpoint_every_steps == 0 or stop:
+                stopping = bool(stop)  # asked once: a signal after the save must not claim that this step is saved
+                if trainer.steps_done % settings.checkpoint_every_steps == 0 or stopping:
                     trainer.save(out / "checkpoints")
                     remove_old_checkpoints(out / "checkpoints", settings.keep_checkpoints)
-                if stop:
+                if stopping:
                     raise TrainingError(
                         f"stopped by {stop[0]} after step {trainer.steps_done} of {settings.steps}; "
                         f"everything is saved, continue with --resume --out {out}"
@@ -138,6 +139,7 @@ def _run(trainer: Trainer, out: Path) -> TrainingSummary:
     finally:
         metrics.close()
         board.close()
+        progress.close()
     validation_loss = trainer.validate()
     with whole_directory(out / "final") as final:
         write_model(final, trainer.student, trainer.config.student.checkpoint, trainer.config.prompts)

@@ -22,7 +22,7 @@ from drivekd.data.order import SampleStream, micro_batches
 from drivekd.data.sample import Sample
 from drivekd.distill.checkpoint import newest_checkpoint, restore_optimizer, write_checkpoint
 from drivekd.distill.gradients import GradientRows
-from drivekd.distill.objectives import Objectives, rows_for
+from drivekd.distill.objectives import Objectives, row_shares, rows_for
 from drivekd.distill.projection import Projection, project
 from drivekd.distill.teachers import Teachers
 from drivekd.errors import CheckpointError, ConfigError, TrainingError
@@ -114,6 +114,7 @@ class Trainer:
         return labelled + (self._unlabelled.slice(self.steps_done * extra, extra) if extra else [])
 
     def _accumulate_gradients(self) -> tuple[dict[str, float], int]:
+        """Fill the gradient rows; returns each term's mean loss over its own samples, and the number of tokens."""
         samples = self._step_samples()
         num_labelled = sum(sample.answer is not None for sample in samples)
         totals = dict.fromkeys(self._rows.names, 0.0)
@@ -128,7 +129,8 @@ class Trainer:
                 self._check_finite(f"the loss term {self._rows.names[row]!r}", float(loss.detach()))
                 totals[self._rows.names[row]] += float(loss.detach())
                 self._gradients.add(row, loss, retain_graph=row != last)
-        return totals, tokens
+        shares = row_shares(self.config, self._rows, samples)
+        return {name: total / shares[name] for name, total in totals.items() if shares[name] > 0}, tokens
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import InternVLForConditionalGeneration
 from transformers.utils import logging as transformers_logging
@@ -42,7 +43,7 @@ def load_model(checkpoint: Path, *, attention: str = "sdpa") -> InternVLForCondi
         model, report = InternVLForConditionalGeneration.from_pretrained(
             checkpoint, dtype=torch.float32, attn_implementation=attention, local_files_only=True, output_loading_info=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint}: weights cannot be loaded ({error})") from error
     missing = sorted(report["missing_keys"])
     if missing:

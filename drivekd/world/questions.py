@@ -191,7 +191,10 @@ def _tag(number: int, label: Label) -> str:
 
 
 def _object(scene: Scene, labels: Sequence[Label], rng: np.random.Generator) -> list[Question]:
-    """One question about one object; first a class is drawn, then an object, so that classes are balanced."""
+    """One question about one object; first a class is drawn, then an object, so that classes are balanced.
+
+    Not scored ("open"): the tag's place alone tells the class of 86 of 100 objects, measured on black images.
+    """
     by_class: dict[str, list[Label]] = {}
     for label in labels:
         by_class.setdefault(_CLASS_OF_KIND[scene.actors[label.actor].kind], []).append(label)
@@ -200,7 +203,7 @@ def _object(scene: Scene, labels: Sequence[Label], rng: np.random.Generator) -> 
     name = str(rng.choice(sorted(by_class)))
     label = by_class[name][int(rng.integers(len(by_class[name])))]
     text = f"What is object {_tag(1, label)}?" + OPTIONS_INTRO + _options(_CLASSES)
-    return [Question("perception", "object", "choice", text, _option(_CLASSES, name), (label.camera,))]
+    return [Question("perception", "object", "open", text, _option(_CLASSES, name), (label.camera,))]
 
 
 def _notice(scene: Scene, decided: Plan) -> Question:

@@ -38,7 +38,8 @@ from drivekd.processor import load_processor
 from drivekd.run_directory import versions
 
 STEPS = 12
-LENGTH = (f"training.steps={STEPS}", "training.batch_size=3", "training.micro_batch_size=2")
+# own anchors: stage 2 then has conflicts to settle, and the order in which it does belongs to what a resume must repeat
+LENGTH = (f"training.steps={STEPS}", "training.batch_size=3", "training.micro_batch_size=2", "projection.anchor=own")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -113,19 +114,25 @@ def test_metrics_have_one_full_record_a_step(uninterrupted: Path) -> None:
     records = read_metrics(uninterrupted / "metrics.jsonl")
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))
     for record in records:
-        assert set(record["loss"]) == {"ce", *CAPABILITIES}
+        assert set(record["loss"]) == {*CAPABILITIES, *(f"ce_{name}" for name in CAPABILITIES)}
         assert {"gradient_norm", "signal_scale", "conflict_cosine", "learning_rate", "tokens_per_s"} <= set(record)
+    assert sum(record["stage_2_fired"] for record in records) > STEPS
+
+
+def scalars(out: Path, tag: str) -> list[tuple[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(out / "tensorboard"))
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
 
 
 def test_tensorboard_shows_what_metrics_say(uninterrupted: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(uninterrupted / "tensorboard"))
-    board.Reload()
-    found = [(event.step, event.value) for event in board.Scalars("loss/ce")]
-    expected = [(record["step"], record["loss"]["ce"]) for record in read_metrics(uninterrupted / "metrics.jsonl")]
-    assert [step for step, _ in found] == [step for step, _ in expected]
-    assert [value for _, value in found] == pytest.approx([value for _, value in expected], rel=1e-6)  # events are fp32
+    found = scalars(uninterrupted, "loss/ce_planning")
+    records = read_metrics(uninterrupted / "metrics.jsonl")
+    assert [step for step, _ in found] == [record["step"] for record in records]
+    expected = [record["loss"]["ce_planning"] for record in records]
+    assert [value for _, value in found] == pytest.approx(expected, rel=1e-6)  # events are fp32
 
 
 def test_final_is_the_last_checkpoint_and_others_read_it(tiny_run: TinyRun, uninterrupted: Path) -> None:
@@ -223,10 +230,11 @@ def test_metrics_are_cut_at_the_checkpoint_and_written_again(tiny_run: TinyRun, 
     shutil.rmtree(broken / "checkpoints" / f"step-{STEPS}")
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # the line that the kill cut
-    (broken / "checkpoints" / ".step-12.4711.tmp").mkdir()
+    (broken / "checkpoints" / ".step-7.4711.tmp").mkdir()  # what a kill while saving leaves
     train(tiny_run.config(*LENGTH), broken, resume=True)
     assert_same_run(broken, uninterrupted)
     assert names(broken / "checkpoints") == ["step-10", "step-12"]
+    assert [step for step, _ in scalars(broken, "loss/ce_planning")] == list(range(1, STEPS + 1))  # TensorBoard's are cut, too
 
 
 def test_resuming_a_finished_run_only_writes_final_again(tiny_run: TinyRun, uninterrupted: Path, broken: Path) -> None:

@@ -31,7 +31,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def right_padded(tiny_run: TinyRun) -> Batch:
     """One sample of each capability: 4, 4 and 8 vision tokens, three lengths."""
-    return Collator(load_processor(tiny_run.student))(read_samples(tiny_run.folder / "train.json")[:3])
+    return collated(tiny_run, slice(3))
+
+
+def collated(tiny_run: TinyRun, which: slice) -> Batch:
+    return Collator(load_processor(tiny_run.student))(read_samples(tiny_run.folder / "train.json")[which])
 
 
 def left_padded(batch: Batch) -> Batch:
@@ -128,10 +132,9 @@ def test_the_models_output_is_sdpas(load: Load, batch: Batch) -> None:
     assert torch.equal(forward(load(CAPTURE_ATTENTION), batch).logits, expected)  # outside of a block, too
 
 
-def test_a_batch_without_padding_is_captured_right(load: Load, right_padded: Batch) -> None:
+def test_a_batch_without_padding_is_captured_right(load: Load, tiny_run: TinyRun) -> None:
     """transformers then hands over no mask at all."""
-    one = {name: value[2:] for name, value in vars(right_padded).items() if name != "pixel_values"}
-    alone = Batch(pixel_values=right_padded.pixel_values[2:], **one)
+    alone = collated(tiny_run, slice(2, 3))
     assert bool(alone.attention_mask.all())
     _, maps = captured(load(CAPTURE_ATTENTION), alone)
     for layer, expected in eager_maps(load("eager"), alone).items():

@@ -58,6 +58,13 @@ def test_proportional_covers_every_teacher_layer_in_order(k: int, m: int) -> Non
     assert bounds == sorted(bounds)
 
 
+@given(k=st.integers(1, 40), m=st.integers(1, 80))
+def test_proportional_takes_every_layer_that_a_share_touches(k: int, m: int) -> None:
+    """Student layer i stands for [i m / k, (i + 1) m / k) of the teacher's depth; layer j for [j, j + 1)."""
+    touched = [[j for j in range(m) if j * k < (i + 1) * m and (j + 1) * k > i * m] for i in range(k)]
+    assert group_layers(range(k), range(m), "proportional") == touched
+
+
 @given(k=st.integers(1, 40), factor=st.integers(1, 4))
 def test_proportional_shares_are_equal_where_they_can_be(k: int, factor: int) -> None:
     groups = group_layers(range(k), range(k * factor), "proportional")

@@ -81,6 +81,18 @@ def test_a_terminal_sees_one_line_rewritten() -> None:
     assert stream.getvalue() == "\rstep 10 of 20\rstep 20      \n"  # padded: nothing of the longer text stays
 
 
+def test_an_open_line_is_ended_once() -> None:
+    stream = Terminal()
+    line = ProgressLine(stream, interval_s=0)
+    line.show("step 1")
+    line.close()
+    line.close()
+    assert stream.getvalue() == "\rstep 1\n"
+    line.show("step 2", final=True)
+    line.close()
+    assert stream.getvalue() == "\rstep 1\n\rstep 2\n"
+
+
 def test_a_file_sees_few_lines_and_always_the_last() -> None:
     stream = io.StringIO()
     line = ProgressLine(stream, interval_s=1e9)

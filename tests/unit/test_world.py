@@ -123,7 +123,7 @@ def test_records_keep_the_drive_kd_format(world: Path) -> None:
 
 
 def _check_answer(kind: str, question: str, answer: str) -> None:
-    if kind == "choice":
+    if kind == "choice" or "Options:" in question:
         options = question.split("ptions: ")[1]
         option = re.match(r"[A-E]\. [^.]+\.", answer)
         assert option is not None and option.group() in options, (options, answer)
@@ -224,7 +224,7 @@ def test_no_topic_is_won_by_its_commonest_answer(asked: list[Asked]) -> None:
         for question in questions:
             if question.kind != "open":
                 answers.setdefault(question.topic, Counter())[question.answer.split(".")[0]] += 1
-    assert set(answers) == {"signal", "lead", "road", "object", "notice", "collision", "action", "lane"}
+    assert set(answers) == {"signal", "lead", "road", "notice", "collision", "action", "lane"}
     for topic, counts in answers.items():
         assert max(counts.values()) / sum(counts.values()) <= 0.62, (topic, counts)
 
