@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Spinning OpenMP threads starve every other process of a small shared machine (measured: training 5x slower beside one).
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test check format clean
 
