@@ -13,9 +13,11 @@ from PIL import Image
 
 if TYPE_CHECKING:  # heavy, and a test of a numpy module must not pay for torch
     from tokenizers import Tokenizer
+    from torch import Tensor
     from transformers import InternVLForConditionalGeneration
 
     from drivekd.config import RunConfig
+    from drivekd.distill.trainer import Trainer
 
 COLOURS = ("Red", "Green", "Blue")
 QUESTIONS = {
@@ -100,6 +102,23 @@ def sharpened(model: InternVLForConditionalGeneration) -> InternVLForConditional
         layer.self_attn.q_proj.weight.data.mul_(3.0)
         layer.self_attn.k_proj.weight.data.mul_(3.0)
     return model
+
+
+def start_trainer(run: TinyRun, *overrides: str) -> Trainer:
+    """A trainer on run.yaml with overrides and its records."""
+    from drivekd.distill.run import read_training_samples
+    from drivekd.distill.trainer import Trainer
+
+    config = run.config(*overrides)
+    return Trainer(config, read_training_samples(config))
+
+
+def stepped(trainer: Trainer) -> tuple[dict[str, Any], Tensor]:
+    """One step: its record, and the direction [P] that it gave to AdamW."""
+    import torch
+
+    record = trainer.step()
+    return record, torch.cat([p.grad.flatten() for p in trainer.student.parameters() if p.grad is not None])
 
 
 def _write_pictures(folder: Path) -> list[dict[str, Any]]:

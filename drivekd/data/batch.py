@@ -16,7 +16,7 @@ from torch import Tensor
 
 from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.errors import DataError, UsageError
-from drivekd.images import load_image, normalize, resize
+from drivekd.images import RGBImage, load_image, normalize, resize
 from drivekd.processor import Processor
 
 IGNORED_LABEL = -100
@@ -53,7 +53,7 @@ class Collator:
         size_px = processor.images.size_px
         self._tile = lru_cache(maxsize=max(1, cache_bytes // (3 * size_px * size_px)))(self._read_tile)
 
-    def _read_tile(self, path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def _read_tile(self, path: Path) -> RGBImage:
         return resize(load_image(path), self._processor.images.size_px)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
@@ -90,5 +90,11 @@ class Collator:
             raise DataError(f"{sample.source}: {error}") from error
 
     def _pixel_values(self, samples: Sequence[Sample]) -> Tensor:
-        tiles = [normalize(self._tile(path), self._processor.images) for sample in samples for path in sample.images]
+        tiles = [normalize(self._tile_of(sample, path), self._processor.images) for sample in samples for path in sample.images]
         return torch.from_numpy(np.stack(tiles))  # [N, 3, H, W]
+
+    def _tile_of(self, sample: Sample, path: Path) -> RGBImage:
+        try:
+            return self._tile(path)
+        except DataError as error:
+            raise DataError(f"{sample.source}: images: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,11 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from drivekd.config import RunConfig, dump_config, load_config
-from drivekd.data.readers import read_samples
+from drivekd.data.readers import check_images, read_samples
 from drivekd.data.sample import Capability, Sample
 from drivekd.distill.checkpoint import remove_old_checkpoints, write_model
 from drivekd.distill.trainer import Trainer, TrainingSamples
-from drivekd.errors import ConfigError, DataError, TrainingError
+from drivekd.errors import ConfigError, DataError, DrivekdError, TrainingError
 from drivekd.log import MetricsFile, ProgressLine, logger
 from drivekd.run_directory import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
 
@@ -48,7 +49,12 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> TrainingSumm
         trainer.resume(out / "checkpoints")
     write_text_atomic(out / "config.yaml", dump_config(config))
     write_json_atomic(out / "versions.json", versions())
-    return _run(trainer, out)
+    try:
+        return _run(trainer, out)
+    except DrivekdError:
+        if trainer.steps_done == 0:  # nothing to resume: leave no run directory that only stands in the way
+            shutil.rmtree(out)
+        raise
 
 
 def dry_run(config: RunConfig) -> list[tuple[str, str]]:
@@ -77,6 +83,7 @@ def read_training_samples(config: RunConfig) -> TrainingSamples:
     def read(key: str, paths: list[Path], kept: set[Capability], *, unlabelled: bool = False) -> list[Sample]:
         found = [sample for path in paths for sample in read_samples(path, image_root=root, unlabelled=unlabelled)]
         samples = [sample for sample in found if sample.capability in kept]
+        check_images(samples)
         if paths and not samples:
             raise DataError(f"{key}: no record of {sorted(kept)} in {', '.join(map(str, paths))}")
         return samples
