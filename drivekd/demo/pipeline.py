@@ -16,7 +16,7 @@ from pathlib import Path
 from drivekd.config import RunConfig, load_config
 from drivekd.data.readers import read_samples
 from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.demo.table import HEADER, accuracy_rows
+from drivekd.demo.table import HEADER, TITLE, accuracy_rows, format_score
 from drivekd.distill.run import train
 from drivekd.errors import UsageError
 from drivekd.evaluate import EvaluationReport, evaluate, write_report
@@ -70,7 +70,7 @@ def run_demo(out: Path, *, video: Path | None = None, size: DemoSize | None = No
         ros_rows = _ros_rows(out, install, video)
     minutes = (time.monotonic() - started_s) / 60
     tables = [
-        render_table("accuracy on held-out scenes, 95 % interval by scene", HEADER, accuracy),
+        render_table(TITLE, HEADER, accuracy),
         render_table("bundle and ROS 2", ["", ""], [*bundle_rows, *ros_rows, ["whole demo", f"{minutes:.1f} minutes"]]),
     ]
     text = "\n".join(tables)
@@ -132,7 +132,7 @@ def _accuracy_rows(out: Path) -> list[list[str]]:
         ),
     }
     rows = accuracy_rows(reports, reports["SFT student"])
-    own = [accuracy_rows({"": report}, reports["SFT student"])[1][1 + index] for index, report in enumerate(teachers)]
+    own = [format_score(report.row(name)) for name, report in zip(CAPABILITIES, teachers, strict=True)]
     return [rows[0], ["teachers, each on its own", *own], *rows[1:]]
 
 
