@@ -66,16 +66,25 @@ def write_json_atomic(path: Path, value: object) -> None:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path, *, needed_bytes: int = 0, error_type: type[DrivekdError] = DrivekdError) -> Iterator[Path]:
     """Yield a temporary sibling that becomes `path` at the end of the block, or vanishes when the block fails.
 
-    An existing `path` is replaced, and what a killed writer of it left is removed. Raises DrivekdError when the disk is full.
+    An existing `path` is replaced, and what a killed writer of it left is removed. Raises error_type when the disk has no room
+    for needed_bytes, or is full before the block ends.
     """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         shutil.rmtree(leftover)
+    free_bytes = shutil.disk_usage(path.parent).free
+    if free_bytes < needed_bytes:
+        raise error_type(
+            f"{path}: needs about {needed_bytes / 1e6:,.1f} MB, the disk has {free_bytes / 1e6:,.1f} MB free. "
+            "Free space and run again"
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         yield temporary
         if path.exists():
             shutil.rmtree(path)
@@ -83,16 +92,15 @@ def whole_directory(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         if not _disk_is_full(error):
             raise
-        raise DrivekdError(
-            f"{path}: no space left on the disk; nothing was left half-written. Free space and run again"
-        ) from error
+        raise error_type(f"{path}: no space left on the disk; nothing was left half-written. Free space and run again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _disk_is_full(error: OSError | SafetensorError) -> bool:
     """safetensors writes in Rust and raises its own error without an errno; the number is in Rust's text of it."""
-    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def refuse_non_empty(path: Path, advice: str) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
 
 from drivekd import __version__
 from drivekd.errors import ExportError, UsageError
+from drivekd.run_directory import whole_directory
 from drivekd.runtime.bundle import Bundle, digest_line
 from drivekd.runtime.check import check_bundle
 from drivekd.runtime.golden import GOLDEN_FILE, record_golden
@@ -53,7 +50,7 @@ def bundle_from_checkpoint(
     checkpoint, out = Path(checkpoint), Path(out)
     _check_request(out, precision)
     source = load_source(checkpoint, prompts)
-    with staging_directory(out, needed_bytes=_needed_bytes(source)) as staging:
+    with whole_directory(out, needed_bytes=_needed_bytes(source), error_type=ExportError) as staging:
         graphs = _write_graphs(source, staging)
         _write_embedding(source, staging)
         (staging / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
@@ -69,32 +66,6 @@ def bundle_from_checkpoint(
         _write_manifest(manifest, staging)
         check_bundle(staging)
     return table
-
-
-@contextmanager
-def staging_directory(out: Path, *, needed_bytes: int) -> Iterator[Path]:
-    """A directory beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
-
-    Raises ExportError when the disk has no room for needed_bytes, before the block or within it.
-    """
-    parent = out.absolute().parent
-    staging = parent / f".{out.name}.{os.getpid()}.partial"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-        if free < needed_bytes:
-            raise ExportError(f"{parent}: the bundle takes about {needed_bytes:,} bytes, the disk has {free:,} free")
-        staging.mkdir()
-        yield staging
-        staging.rename(out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ExportError(f"{parent}: no space left on the disk; the bundle takes about {needed_bytes:,} bytes") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise ExportError(f"{parent}: the bundle cannot be written there ({error.strerror})") from error
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check_request(out: Path, precision: str) -> None:

@@ -8,19 +8,16 @@ OUT/contact_sheet.png                                            for people
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from drivekd import __version__
 from drivekd.errors import DataError, UsageError
+from drivekd.run_directory import whole_directory
 
 from .frames import FrameJob, FrameResult, make_frames
 from .oracle import Action
@@ -56,7 +53,7 @@ def build_world(
     settings = settings or WorldSettings()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not empty; name a new directory or remove this one.")
-    with _whole_directory(out, settings) as root:
+    with whole_directory(out, needed_bytes=_needed_bytes(settings), error_type=DataError) as root:
         return _fill(root, out, settings, progress)
 
 
@@ -127,39 +124,8 @@ def _write_manifest(path: Path, summary: WorldSummary, settings: WorldSettings, 
     path.write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-@contextmanager
-def _whole_directory(out: Path, settings: WorldSettings) -> Iterator[Path]:
-    """A sibling of `out` that takes its name when the block ends well, and vanishes otherwise (Ctrl-C included)."""
-    out = out.absolute()
-    root = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        _require_space(out, settings)
-        root.mkdir(parents=True)
-        yield root
-        if out.exists():
-            out.rmdir()  # empty, checked before; rename needs the name to be free
-        root.rename(out)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DataError(_no_space(out, settings)) from error
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-def _require_space(out: Path, settings: WorldSettings) -> None:
-    place = next(parent for parent in out.parents if parent.exists())
-    if shutil.disk_usage(place).free < _needed_bytes(settings):
-        raise DataError(_no_space(out, settings))
-
-
 def _needed_bytes(settings: WorldSettings) -> int:
     width_px, height_px = settings.image_size_px
     frames = sum(settings.num_frames(split) for split in SPLITS)
     per_frame = _BYTES_PER_FRAME + len(settings.cameras) * width_px * height_px * _BYTES_PER_PIXEL
     return int(frames * per_frame) + _BYTES_BESIDES
-
-
-def _no_space(out: Path, settings: WorldSettings) -> str:
-    needed_mb = _needed_bytes(settings) / 1e6
-    return f"no space left for the world in {out}: it needs about {needed_mb:.0f} MB. Free some, or ask for fewer frames."

@@ -291,8 +291,8 @@ def test_prompts_of_the_checkpoint_and_of_the_caller(damaged: Path, tmp_path: Pa
 def test_a_full_disk_is_said_before_and_within(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as full:
-        full.setattr(writer.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-        with pytest.raises(ExportError, match=r"the bundle takes about [\d,]+ bytes, the disk has 1,000 free"):
+        full.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(ExportError, match=r"needs about [\d,.]+ MB, the disk has 0.0 MB free"):
             bundle_from_checkpoint(checkpoint, tmp_path / "out")
 
     def fill(source: object, staging: Path) -> None:
