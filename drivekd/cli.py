@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from drivekd.errors import DrivekdError, UsageError
+from drivekd.errors import DrivekdError
 from drivekd.log import configure_logging
 
 
@@ -213,10 +213,10 @@ def check(
     verbose: Annotated[bool, typer.Option("--verbose", help="Graphs, shapes, sizes.")] = False,
 ) -> None:
     """Verify a bundle: digests, then the parity gate on this machine."""
-    from drivekd.runtime import check_bundle, read_bundle
+    from drivekd.runtime import check_bundle
     from drivekd.runtime.command import check_rows
 
-    rows = check_rows(check_bundle(bundle), read_bundle(bundle).manifest, verbose=verbose)
+    rows = check_rows(check_bundle(bundle), verbose=verbose)
     _print_table(f"{bundle} is sound", ["", ""], rows)
 
 
@@ -268,8 +268,6 @@ def report(run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) ->
 
     typer.echo(write_run_report(run_directory))
 
-
-__all__ = ["UsageError", "app", "main"]
 
 if __name__ == "__main__":
     main()

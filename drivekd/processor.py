@@ -54,10 +54,15 @@ def load_tokenizer(checkpoint: Path) -> Tokenizer:
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(f"{checkpoint}: tokenizer.json is missing; a checkpoint needs its tokenizer beside the weights")
+    return parse_tokenizer(path.read_bytes(), str(path))
+
+
+def parse_tokenizer(data: bytes, source: str) -> Tokenizer:
+    """The tokenizer in the bytes of a tokenizer.json. Raises CheckpointError naming `source`."""
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(data.decode())
     except Exception as error:  # tokenizers raises bare Exception for every malformed file
-        raise CheckpointError(f"{path}: not a tokenizer file ({error})") from error
+        raise CheckpointError(f"{source}: not a tokenizer file ({error})") from error
 
 
 def read_checkpoint_json(checkpoint: Path, name: str) -> dict[str, Any]:

@@ -10,22 +10,24 @@ from drivekd.errors import BundleError
 
 from .bundle import Bundle, read_bundle
 from .golden import GOLDEN_FILE, MIN_AGREEMENT, MIN_COSINE, Replay, replay_golden
+from .manifest import Manifest
 from .ort import ort_backend
 from .session import Session
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a passed check found. replay is None when only the digests were checked."""
+    """What a passed check found. replay is None when only the digests were checked. manifest: as verified, not in to_json."""
 
     bundle: str
     backend: str
     num_files: int
     num_bytes: int
     replay: Replay | None
+    manifest: Manifest
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "manifest"}
 
 
 def check_bundle(
@@ -44,7 +46,7 @@ def check_bundle(
     bundle = read_bundle(Path(path), expect_digest=expect_digest)
     sizes = [entry.bytes for entry in bundle.manifest.files.values()]
     found = replay_bundle(bundle, backend=backend, threads=threads) if replay else None
-    return CheckReport(bundle.digest, backend, len(sizes), sum(sizes), found)
+    return CheckReport(bundle.digest, backend, len(sizes), sum(sizes), found, bundle.manifest)
 
 
 def replay_bundle(bundle: Bundle, *, backend: str, threads: int | None = None) -> Replay:

@@ -67,8 +67,9 @@ def _frame(session: Session, images: Sequence[str]) -> dict[str, RGBImage]:
     return frame
 
 
-def check_rows(report: CheckReport, manifest: Manifest, *, verbose: bool) -> list[list[str]]:
+def check_rows(report: CheckReport, *, verbose: bool) -> list[list[str]]:
     """Table rows of a passed check."""
+    manifest = report.manifest
     rows = [
         ["bundle", report.bundle],
         ["files", f"{report.num_files}, {report.num_bytes / 1e6:.1f} MB, every digest right"],

@@ -12,11 +12,11 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 
 from drivekd.chat import PromptEncoder
 from drivekd.errors import BundleError, CheckpointError, RunnerError, UsageError
 from drivekd.images import RGBImage
+from drivekd.processor import parse_tokenizer
 
 from .answer import Answer
 from .bundle import Bundle, read_bundle
@@ -223,12 +223,8 @@ class Session:
 
 
 def _prompt_encoder(bundle: Bundle) -> PromptEncoder:
-    data = bundle.files["tokenizer.json"]
     try:
-        tokenizer = Tokenizer.from_str(data.decode())
-    except Exception as error:  # tokenizers raises bare Exception for every malformed file
-        raise BundleError(f"{bundle.path}: tokenizer.json is not a tokenizer file ({error})") from error
-    try:
+        tokenizer = parse_tokenizer(bundle.files["tokenizer.json"], "tokenizer.json")
         return PromptEncoder(tokenizer, bundle.manifest.chat)
     except CheckpointError as error:
         raise BundleError(f"{bundle.path}: {error}") from error

@@ -200,17 +200,14 @@ class Trainer:
         samples = self._samples.validation
         if not samples:
             return None
+        supervised = Objectives(self.config, self._rows, self.student, None, self._compute_dtype)
         self.student.eval()
         total = 0.0
         for chunk in micro_batches(samples, self.config.training.micro_batch_size):
-            total += self._validation_loss(chunk)
+            losses = supervised(self._collate(chunk).to(self.device), num_labelled=1, num_samples=1)
+            total += sum(float(loss) for loss in losses.values())
         self.student.train()
         return total / len(samples)
-
-    def _validation_loss(self, chunk: list[Sample]) -> float:
-        supervised_only = Objectives(self.config, self._rows, self.student, None, self._compute_dtype)
-        losses = supervised_only(self._collate(chunk).to(self.device), num_labelled=1, num_samples=1)
-        return sum(float(loss) for loss in losses.values())
 
     def save(self, checkpoints: Path) -> None:
         write_checkpoint(

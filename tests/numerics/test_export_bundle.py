@@ -171,7 +171,7 @@ def test_the_gate_refuses_an_engine_that_computes_something_else(copy: Path) -> 
     ("name", "content", "message"),
     [
         ("vision.onnx", b"not onnx", r"onnxruntime cannot load vision\.onnx"),
-        ("tokenizer.json", b"{}", r"tokenizer\.json is not a tokenizer file"),
+        ("tokenizer.json", b"{}", r"tokenizer\.json: not a tokenizer file"),
         ("embedding.safetensors", b"short", r"embedding\.safetensors cannot be read"),
         ("embedding.safetensors", safetensors.torch.save({"weight": torch.zeros(3, 4)}), r"expected a float32 'weight' \["),
         ("golden.npz", b"not a zip", r"golden\.npz cannot be read"),

@@ -43,7 +43,6 @@ NO_TORCH = ("core", "runtime", "ros2_ws", "world")
 # `except Exception`: file -> how often, and why there
 BROAD = {
     "drivekd/processor.py": 1,  # tokenizers raises bare Exception for every malformed file
-    "runtime/session.py": 1,  # the same for a bundle's tokenizer
 }
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 
