@@ -51,6 +51,7 @@ def chat_format_from_template(
 ) -> ChatFormat:
     """Render a Hugging Face chat template with sentinels and cut it into its pieces.
 
+    image_start, image_end: the tokens around an image's own, whether the template writes them (Qwen) or not (InternVL).
     Raises CheckpointError when the template does not put the images before the text, in order, in one user turn.
     """
     from jinja2 import TemplateError
@@ -70,6 +71,9 @@ def chat_format_from_template(
         raise CheckpointError(f"{source}: the chat template must render each image as one {image_token} before the question")
     before_images, between_images, rest = pieces
     after_last_image, after_question = rest.split(question)
+    if _writes_markers(before_images, between_images, image_start, image_end):
+        before_images, between_images = (text.removesuffix(image_start) for text in (before_images, between_images))
+        image_end = ""
     if after_last_image != between_images:
         raise CheckpointError(f"{source}: the chat template puts different text behind the first and the last image")
     end_of_turn = answered.split(answer)[1].strip("\n")
@@ -82,6 +86,11 @@ def chat_format_from_template(
         end_of_turn=end_of_turn,
         tokens_per_image=tokens_per_image,
     )
+
+
+def _writes_markers(before: str, between: str, start: str, end: str) -> bool:
+    """Qwen's template writes the markers around an image itself; InternVL's leaves them to the processor."""
+    return bool(start and end) and before.endswith(start) and between.startswith(end) and between.endswith(start)
 
 
 class PromptEncoder:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 it failed, 2 you asked wrongly. stdout is the result, talk
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -152,29 +153,34 @@ def train(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/<name of the YAML>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, measure one step, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, measure a few steps, write nothing.")] = False,
 ) -> None:
     """Distil a student from its teachers, or fine-tune when there are none."""
     from drivekd.config import load_config
 
     settings = load_config(config, overrides or [])
-    from drivekd.distill.run import dry_run as measure
+    from drivekd.distill.plan import dry_run as measure
     from drivekd.distill.run import train as run
 
+    place = out or Path("runs") / config.stem
     if dry_run:
-        return _print_table(f"dry run of {config}", ["", ""], [list(row) for row in measure(settings)])
-    summary = run(settings, out or Path("runs") / config.stem, resume=resume)
-    typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}")
+        plan = measure(settings, place)
+        if plan.rows:  # one process of a launcher's has them
+            _print_table(f"dry run of {config}", ["", ""], [list(row) for row in plan.rows])
+        return plan.check()
+    summary = run(settings, place, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
+        typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}")
 
 
 @app.command()
 def analyze(config: Path, out: Out = Path("analysis"), overrides: Overrides = None) -> None:
-    """Cosine of adjacent layers in student and teachers, by capability: where the layers change."""
+    """Which layers of student and teachers to distil, by capability; `signals.layers` reads OUT/analysis.json."""
     from drivekd.analyze import analyze as run
     from drivekd.config import load_config
 
     header, rows = run(load_config(config, overrides or []), out)
-    _print_table(f"adjacent-layer cosine, plot and JSON in {out}", header, rows)
+    _print_table(f"layers to distil; curves and signals.layers in {out / 'analysis.json'}", header, rows)
 
 
 @app.command("eval")

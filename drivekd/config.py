@@ -6,18 +6,19 @@
     data         training, unlabelled and validation records
     signals      what attention to distil, from which layers, how strongly
     projection   how the gradients of the capabilities are reconciled (AGP or sum)
+    cache        what teachers and frozen vision towers computed, kept on disk
     optimizer    AdamW and its schedule
-    training     steps, batches, device, precision, checkpoints
+    training     steps, batches, packing, device, precision, checkpoints
     prompts      the questions that an exported bundle asks by default
 
-Paths are relative to the YAML file that names them.
+Paths are relative to the YAML file that names them. A file may begin with `base: OTHER.yaml`: it then holds what differs from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -37,19 +38,46 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class LoraConfig(Section):
+    rank: Positive = Field(default=16, description="Width of the low-rank update.")
+    alpha: Annotated[float, Field(gt=0)] = Field(default=32.0, description="The update is scaled by alpha / rank.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="On the adapters' input.")
+    targets: list[str] = Field(
+        default=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        min_length=1,
+        description="Linear layers of the language model that get an adapter.",
+    )
+
+
 class StudentConfig(Section):
     checkpoint: Path = Field(description="Directory in the Hugging Face layout to start from.")
+    lora: LoraConfig | None = Field(
+        default=None, description="Train adapters (peft) in the language model instead of its weights."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute layers in backward: less memory, about a third slower."
+    )
     train: list[Part] = Field(
         default=["language_model"],
         min_length=1,
         description="Parts whose weights move; the others are frozen (the paper's figure).",
     )
 
+    @model_validator(mode="after")
+    def _adapters_need_their_part(self) -> StudentConfig:
+        if self.lora is not None and "language_model" not in self.train:
+            raise ValueError(f"lora adapts the language model, but student.train = {self.train} leaves it out")
+        return self
+
 
 class TeachersConfig(Section):
     perception: Path | None = Field(default=None, description="Checkpoint of the perception teacher.")
     reasoning: Path | None = Field(default=None, description="Checkpoint of the reasoning teacher.")
     planning: Path | None = Field(default=None, description="Checkpoint of the planning teacher.")
+    device: str = Field(default="student", pattern=r"^(student|cpu|cuda(:\d+)?)$", description="student = the student's device.")
+    precision: Literal["training", "fp32", "bf16"] = Field(
+        default="training", description="The teachers' weights; training = training.precision."
+    )
 
     def paths(self) -> dict[Capability, Path]:
         """The capabilities that have a teacher, with its checkpoint."""
@@ -61,6 +89,9 @@ class DataConfig(Section):
     train: list[Path] = Field(min_length=1, description="Labelled records in the Drive-KD format.")
     unlabelled: list[Path] = Field(default=[], description="Records without answers: signals on the prompt's rows, no CE.")
     validation: Path | None = Field(default=None, description="Records scored by CE every validate_every_steps.")
+    camera_size_px: tuple[int, int] | None = Field(
+        default=None, description="Width, height that Qwen2.5-VL sees each camera at, multiples of 28; default: the checkpoint's."
+    )
     image_root: Path | None = Field(default=None, description="Folder of relative image paths; default: the records' own folder.")
     capabilities: list[Capability] = Field(default=list(CAPABILITIES), min_length=1, description="Train on these alone.")
 
@@ -69,6 +100,19 @@ class SignalConfig(Section):
     weight: NonNegative = Field(default=1.0, description="Strength; its unit is set by signals.weighting.")
     student_layers: LayerList = Field(default=[], description="0-based, negative from the end; empty = the paper's choice.")
     teacher_layers: LayerList = Field(default=[], description="0-based, negative from the end; empty = the paper's choice.")
+    loss: Literal["mse", "cosine", "hidden", "kl"] = Field(
+        default="mse",
+        description="mse, cosine: between attention maps. hidden: between similarities of hidden states. kl: between next words.",
+    )
+    form: Literal["text_to_vision", "full_map"] | None = Field(
+        default=None, description="Which part of a map; default: full_map for reasoning, text_to_vision for the others."
+    )
+
+
+class DynamicWeightsConfig(Section):
+    alpha: NonNegative = Field(default=0.0, description="GradNorm's exponent on relative training speed; 0 = as released.")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(default=3e-4, description="AdamW's rate for the weights.")
+    min_ce_weight: NonNegative = Field(default=0.6, description="Cross-entropy's weight never falls below.")
 
 
 class SignalsConfig(Section):
@@ -78,15 +122,22 @@ class SignalsConfig(Section):
     grouping: Literal["window", "proportional"] = Field(
         default="window", description="How teacher layers are averaged per student layer; window = as released."
     )
-    weighting: Literal["static", "relative"] = Field(
+    layers: Path | None = Field(
+        default=None, description="JSON that `drivekd analyze` wrote; its layers hold where a capability names none itself."
+    )
+    ce_weight: Annotated[float, Field(gt=0)] = Field(default=1.0, description="w_ce: cross-entropy's weight.")
+    weighting: Literal["static", "relative", "dynamic"] = Field(
         default="static",
-        description="static: weight multiplies the loss. relative: the signal's gradient gets weight times CE's gradient norm.",
+        description="static: weight multiplies the loss. relative: the signal's gradient gets weight times CE's gradient norm. "
+        "dynamic: static weights moved by GradNorm, as released.",
     )
-    mixing: Literal["routed", "released"] = Field(
+    dynamic: DynamicWeightsConfig = DynamicWeightsConfig()
+    mixing: Literal["routed", "released", "sampled"] = Field(
         default="routed",
-        description="routed: a sample learns from its capability's teacher. released: .8 there, .1 each elsewhere.",
+        description="routed: a sample learns from its capability's teacher. released: .8 there, .1 each elsewhere. "
+        "sampled: from one teacher, drawn with those probabilities.",
     )
-    rows: Literal["all", "question"] = Field(
+    rows: Literal["all", "question", "answer"] = Field(
         default="all", description="Attention rows compared on labelled samples; unlabelled ones always use the prompt's rows."
     )
 
@@ -100,6 +151,22 @@ class ProjectionConfig(Section):
         default="per_capability", description="How often the shared CE gradient counts; per_capability = as released."
     )
     stages: list[Literal[1, 2]] = Field(default=[1, 2], description="Which AGP stages run.")
+    unit: Literal["step", "micro_batch"] = Field(
+        default="step", description="Project the optimizer step's gradients once, or each micro-batch's (as released)."
+    )
+
+
+class CacheConfig(Section):
+    directory: Path | None = Field(
+        default=None, description="Where computed signals and image features are kept; none = nowhere."
+    )
+    signals: bool = Field(default=True, description="Keep the targets of text-to-vision signals (perception, planning).")
+    vision: bool = Field(default=True, description="Keep the image features of frozen vision towers.")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(default="fp32", description="fp32 is exact; fp16 halves the size.")
+    memory_mb: Annotated[int, Field(ge=0)] = Field(
+        default=2048, description="Image features of each frozen tower kept in memory; the current micro-batch's always are."
+    )
+    fill_first: bool = Field(default=False, description="Fill the cache for every sample before the first step.")
 
 
 class OptimizerConfig(Section):
@@ -114,13 +181,27 @@ class TrainingConfig(Section):
     steps: Positive = Field(description="Optimizer steps.")
     batch_size: Positive = Field(default=4, description="Labelled samples per optimizer step.")
     unlabelled_batch_size: Annotated[int, Field(ge=0)] = Field(default=0, description="Unlabelled samples per optimizer step.")
-    micro_batch_size: Positive = Field(default=1, description="Samples in memory at once.")
+    micro_batch_size: Positive = Field(default=1, description="Samples (packs, with packing) in memory at once.")
+    packing: Literal["none", "frame", "capability"] = Field(
+        default="none",
+        description="frame: questions of one frame share its images; batch sizes then count packs of questions. "
+        "capability: those of one capability do; more passes over the images, but with routed mixing two backward passes each.",
+    )
+    max_pack_tokens: Positive = Field(
+        default=4096, description="Longest pack; a frame with more questions becomes several packs."
+    )
+    offload_gradients: bool = Field(default=False, description="Keep the gradients of the objectives in host memory.")
+    early_stop_patience: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Stop after so many validations without a better loss; final/ is then the best. 0 = never."
+    )
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto = CUDA where there is one.")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: compute in bf16 under fp32 master weights.")
     threads: Annotated[int, Field(ge=0)] = Field(default=0, description="CPU threads; 0 = one per core. Part of bit-equality.")
     checkpoint_every_steps: Positive = Field(default=500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(default=2, description="Newest checkpoints kept on disk.")
-    validate_every_steps: Annotated[int, Field(ge=0)] = Field(default=0, description="Steps between validations; 0 = at the end.")
+    validate_every_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Steps between validations, the last step included; best/ keeps the best. 0 = at the end alone."
+    )
 
 
 class PromptsConfig(Section):
@@ -140,6 +221,7 @@ class RunConfig(Section):
     data: DataConfig
     signals: SignalsConfig = SignalsConfig()
     projection: ProjectionConfig = ProjectionConfig()
+    cache: CacheConfig = CacheConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig
     prompts: PromptsConfig = PromptsConfig()
@@ -153,14 +235,22 @@ class RunConfig(Section):
             raise ValueError("training.unlabelled_batch_size needs at least one teacher: unlabelled records have no CE")
         return self
 
+    @model_validator(mode="after")
+    def _early_stop_needs_validation(self) -> RunConfig:
+        patience = self.training.early_stop_patience
+        if patience and not (self.data.validation and self.training.validate_every_steps):
+            raise ValueError(
+                f"training.early_stop_patience is {patience}; it needs data.validation and training.validate_every_steps > 0"
+            )
+        return self
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML file, apply `key.sub=value` overrides (values are YAML), check it. Raises ConfigError.
+    """Read a YAML file over its `base`, apply `key.sub=value` overrides (values are YAML), check it. Raises ConfigError.
 
-    Relative paths in the file are taken from the file's folder; those of overrides from the current folder.
+    Relative paths in a file are taken from that file's folder; those of overrides from the current folder.
     """
-    tree = _read_yaml(path)
-    _anchor_paths(tree, path.resolve().parent)
+    tree = _read_with_base(path, ())
     for override in overrides:
         _apply_override(tree, override)
     _anchor_paths(tree, Path.cwd())  # what is still relative came from an override; config.yaml must be readable from anywhere
@@ -175,9 +265,48 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def _read_with_base(path: Path, children: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tree, over that of the file which its key `base` names; paths are absolute. children: who asked for it."""
+    place = path.resolve()
+    if place in children:
+        raise ConfigError(f"{children[-1]}: base = {str(path)!r} leads back to {place}, so that neither can be read")
+    tree = _read_yaml(path)
+    base = tree.pop("base", None)
+    _anchor_paths(tree, place.parent)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base = {base!r}: expected the path of another YAML file, as in base: ../internvl3-1b.yaml")
+    if not (place.parent / base).is_file():
+        raise ConfigError(f"{path}: base = {base!r}: there is no file {(place.parent / base).resolve()}")
+    return _merged(_read_with_base(place.parent / base, (*children, place)), tree)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; values and lists of `over` replace those of `base`."""
+    tree = dict(base)
+    for key, value in over.items():
+        before = tree.get(key)
+        tree[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return tree
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML forbids a key twice in one mapping; PyYAML takes the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in lines:
+                raise yaml.YAMLError(f"key {key.value!r} in line {line} is there already in line {lines[key.value]}; remove one")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _UniqueKeyLoader)
     except OSError as error:
         raise ConfigError(f"{path}: configuration cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -207,6 +336,8 @@ _PATH_KEYS = {
     "student": ("checkpoint",),
     "teachers": tuple(CAPABILITIES),
     "data": ("train", "unlabelled", "validation", "image_root"),
+    "signals": ("layers",),
+    "cache": ("directory",),
 }
 
 
@@ -245,8 +376,8 @@ def _section_at(names: Sequence[str]) -> type[BaseModel]:
     section: type[BaseModel] = RunConfig
     for name in names:
         annotation = section.model_fields[name].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        (section,) = (kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None))  # X or X | None
+        assert issubclass(section, BaseModel)
     return section
 
 

@@ -1,7 +1,8 @@
 """The one image path, numpy and Pillow: training and car alike.
 
-Files or bytes become uint8 RGB [H, W, 3]; those become normalised float32 [3, S, S]. One square tile a camera, aspect not
-kept, as Drive-KD released it. Equal to transformers' PIL image processor of the InternVL family (a test holds it).
+Files or bytes become uint8 RGB [H, W, 3]; those become normalised float32. One tile of a fixed size a camera, aspect not kept:
+InternVL takes a square [3, S, S], as Drive-KD released it; Qwen2.5-VL takes patches. Equal to transformers' PIL image processors
+of both families (tests hold it).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from drivekd.errors import DataError
 
 RGBImage: TypeAlias = NDArray[np.uint8]  # [H, W, 3]
-PixelValues: TypeAlias = NDArray[np.float32]  # [3, S, S]
+PixelValues: TypeAlias = NDArray[np.float32]  # [3, H, W], or patches [rows, columns, merge², 3 * frames * patch²]
 
 MAX_IMAGE_PIXELS = 64_000_000  # eight 8-megapixel cameras' worth: above it a file is taken for a decompression bomb
 
@@ -30,6 +31,56 @@ class ImageSettings:
     size_px: int
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # ImageNet, as InternVL's preprocessor_config.json
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def tile_px(self) -> tuple[int, int]:
+        """Width and height that every image is resized to."""
+        return self.size_px, self.size_px
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of one image's pixel_values."""
+        return 3, self.size_px, self.size_px
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """How a camera image becomes Qwen2.5-VL's flattened patches.
+
+    width_px, height_px: the tile, multiples of `token_px`. patch_px: side of a patch; merge: patches along one side of a vision
+    token; frames: a still image is repeated this often, since the tower's convolution spans that many video frames.
+    """
+
+    width_px: int
+    height_px: int
+    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP, as Qwen2.5-VL's preprocessor_config.json
+    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    patch_px: int = 14
+    merge: int = 2
+    frames: int = 2
+
+    @property
+    def tile_px(self) -> tuple[int, int]:
+        """Width and height that every image is resized to."""
+        return self.width_px, self.height_px
+
+    @property
+    def token_px(self) -> int:
+        """Side of the square that one vision token covers."""
+        return self.patch_px * self.merge
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of vision tokens of one image."""
+        return self.height_px // self.token_px, self.width_px // self.token_px
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of one image's pixel_values; its first axes tell the tower the image's shape."""
+        return *self.token_grid, self.merge**2, 3 * self.frames * self.patch_px**2
+
+
+ImageForm: TypeAlias = ImageSettings | PatchSettings
 
 
 def load_image(path: Path) -> RGBImage:
@@ -73,21 +124,36 @@ def check_image(image: RGBImage, source: str) -> RGBImage:
     return image
 
 
-def resize(image: RGBImage, size_px: int) -> RGBImage:
-    """Bicubic resize of [H, W, 3] to [size_px, size_px, 3], aspect not kept."""
-    if image.shape[:2] == (size_px, size_px):
+def resize(image: RGBImage, size_px: int | tuple[int, int]) -> RGBImage:
+    """Bicubic resize of [H, W, 3] to a square of side size_px, or to (width, height); aspect not kept."""
+    width, height = (size_px, size_px) if isinstance(size_px, int) else size_px
+    if image.shape[:2] == (height, width):
         return image
-    return np.asarray(Image.fromarray(image).resize((size_px, size_px), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
 
 
-def normalize(image: RGBImage, settings: ImageSettings) -> PixelValues:
-    """uint8 [S, S, 3] -> float32 [3, S, S], (value / 255 - mean) / std."""
+def normalize(image: RGBImage, settings: ImageForm) -> PixelValues:
+    """uint8 [H, W, 3] -> float32 [3, H, W], (value / 255 - mean) / std."""
     mean = np.asarray(settings.mean, np.float32)
     std = np.asarray(settings.std, np.float32)
-    scaled = (image.astype(np.float32) * np.float32(1 / 255) - mean) / std  # [S, S, 3]
+    scaled = (image.astype(np.float32) * np.float32(1 / 255) - mean) / std  # [H, W, 3]
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
 
 
-def preprocess(image: RGBImage, settings: ImageSettings) -> PixelValues:
-    """uint8 RGB [H, W, 3] of any size -> float32 pixel_values [3, S, S]."""
-    return normalize(resize(image, settings.size_px), settings)
+def patches(pixels: PixelValues, settings: PatchSettings) -> PixelValues:
+    """float32 [3, H, W] of the tile's size -> [rows, columns, merge², 3 * frames * patch²].
+
+    Flattened to [patches, values] these are the rows that transformers' Qwen2VLImageProcessor makes, in its order.
+    """
+    rows, columns = settings.token_grid
+    merge, side = settings.merge, settings.patch_px
+    split = pixels.reshape(3, rows, merge, side, columns, merge, side)
+    split = split.transpose(1, 4, 2, 5, 0, 3, 6)  # [rows, columns, merge, merge, 3, side, side]
+    still = np.repeat(split[:, :, :, :, :, None], settings.frames, axis=5)  # [..., 3, frames, side, side]
+    return still.reshape(settings.pixel_shape)
+
+
+def preprocess(image: RGBImage, settings: ImageForm) -> PixelValues:
+    """uint8 RGB [H, W, 3] of any size -> float32 pixel_values of the settings' pixel_shape."""
+    pixels = normalize(resize(image, settings.tile_px), settings)
+    return patches(pixels, settings) if isinstance(settings, PatchSettings) else pixels

@@ -3,6 +3,7 @@
 config.yaml   the resolved configuration        metrics.jsonl    one record a step
 versions.json what it ran with, and on what     tensorboard/
 checkpoints/step-N/                             final/           what `drivekd export` takes
+best/         the lowest validation loss, like final/
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from drivekd.errors import DrivekdError, UsageError
 TRACKED_PACKAGES = (
     "torch",
     "transformers",
+    "accelerate",
+    "peft",
     "tokenizers",
     "safetensors",
     "numpy",

@@ -82,7 +82,7 @@ def _needed_bytes(source: Source) -> int:
 
 
 def _write_graphs(source: Source, staging: Path) -> dict[str, GraphSpec]:
-    images, chat = source.processor.images, source.processor.chat
+    images, chat = source.images, source.processor.chat
     with export_attention(source.model):
         vision = vision_spec(source.info, images, chat.tokens_per_image)
         return {
@@ -105,7 +105,7 @@ def _manifest(source: Source, graphs: dict[str, GraphSpec], precision: str) -> M
         precision=precision,
         dialect=DIALECT,
         model=source.info,
-        images=processor.images,
+        images=source.images,
         chat=processor.chat,
         prompts=prompts.prompts,
         variables=prompts.variables,

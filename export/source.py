@@ -11,6 +11,7 @@ import torch
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.errors import CheckpointError, ExportError
+from drivekd.images import ImageSettings
 from drivekd.models.internvl import MODEL_TYPE, load_model
 from drivekd.processor import Processor, load_processor
 from drivekd.runtime.manifest import ModelInfo
@@ -27,6 +28,12 @@ class Source:
     prompts: PromptSet
     model: InternVLForConditionalGeneration
     info: ModelInfo
+
+    @property
+    def images(self) -> ImageSettings:
+        """InternVL's square tiles: load_model refused every other family."""
+        assert isinstance(self.processor.images, ImageSettings)
+        return self.processor.images
 
 
 def load_source(checkpoint: Path, prompts: Mapping[str, str] | None) -> Source:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
-from tiny_run import TinyRun, make_tokenizer, write_tiny_run
+from tiny_run import FAMILIES, TinyRun, make_tokenizer, write_tiny_run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +20,19 @@ def tiny_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> TinyRun:
     return write_tiny_run(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return write_tiny_run(tmp_path_factory.mktemp("tiny-qwen"), make_tokenizer("qwen2_5_vl"), "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_run(request: pytest.FixtureRequest) -> TinyRun:
+    """A run of each family."""
+    found = request.getfixturevalue("tiny_run" if request.param == "internvl" else "tiny_qwen_run")
+    assert isinstance(found, TinyRun)
+    return found
 
 
 @pytest.fixture

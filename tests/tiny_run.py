@@ -12,11 +12,20 @@ import yaml
 from PIL import Image
 
 if TYPE_CHECKING:  # heavy, and a test of a numpy module must not pay for torch
+    from collections.abc import Sequence
+
     from tokenizers import Tokenizer
     from torch import Tensor
-    from transformers import InternVLForConditionalGeneration
+    from transformers import PreTrainedModel
 
     from drivekd.config import RunConfig
+    from drivekd.data.batch import Batch, Collator
+    from drivekd.data.packs import Pack
+    from drivekd.data.sample import Sample
+    from drivekd.distill.features import ImageFeatures
+    from drivekd.distill.objectives import Objectives
+    from drivekd.distill.rows import Rows
+    from drivekd.distill.teachers import Teachers
     from drivekd.distill.trainer import Trainer
 
 COLOURS = ("Red", "Green", "Blue")
@@ -26,6 +35,7 @@ QUESTIONS = {
     "planning": "What should the ego vehicle do next, and why? Options: A. Red. B. Green. C. Blue.",
 }
 NUM_PICTURES = 6
+FAMILIES = ("internvl", "qwen2_5_vl")
 
 SETTINGS: dict[str, Any] = {
     "seed": 3,
@@ -44,12 +54,16 @@ SETTINGS: dict[str, Any] = {
         "threads": 1,
     },
 }
+QWEN_CAMERA_SIZE_PX = (84, 56)
 NO_TEACHERS = ("teachers={}", "data.unlabelled=[]", "training.unlabelled_batch_size=0")  # overrides: plain fine-tuning
 
 
 @dataclass(frozen=True)
 class TinyRun:
-    """A folder with student, teacher, records and run.yaml: 56 px tiles, 4 vision tokens an image, 3 and 4 layers."""
+    """A folder with student, teacher, records and run.yaml; 3 and 4 layers.
+
+    internvl: tiles of 56 px, 4 vision tokens an image. qwen2_5_vl: tiles of 84 x 56 px, 6 vision tokens.
+    """
 
     folder: Path
 
@@ -72,15 +86,16 @@ class TinyRun:
         return load_config(self.yaml, overrides)
 
 
-def write_tiny_run(folder: Path, tokenizer: Tokenizer) -> TinyRun:
-    """Fill a folder."""
-    from drivekd.models.tiny import TinySize, build_tiny, write_checkpoint
+def write_tiny_run(folder: Path, tokenizer: Tokenizer, family: str = "internvl") -> TinyRun:
+    """Fill a folder. tokenizer: make_tokenizer(family)."""
+    from drivekd.models.tiny import TinySize, build_tiny, build_tiny_qwen, write_checkpoint
 
     run = TinyRun(folder)
     student = TinySize(vision_layers=1, vision_width=32, language_layers=3, language_width=32, image_size_px=56)
     teacher = TinySize(vision_layers=2, vision_width=48, language_layers=4, language_width=48, image_size_px=56)
-    write_checkpoint(run.student, sharpened(build_tiny(student, tokenizer, seed=0)), tokenizer)
-    write_checkpoint(run.teacher, sharpened(build_tiny(teacher, tokenizer, seed=1)), tokenizer)
+    for seed, (checkpoint, size) in enumerate([(run.student, student), (run.teacher, teacher)]):
+        build = build_tiny if family == "internvl" else build_tiny_qwen
+        write_checkpoint(checkpoint, sharpened(build(size, tokenizer, seed=seed)), tokenizer, camera_size_px=QWEN_CAMERA_SIZE_PX)
     records = _write_pictures(folder / "images")
     (folder / "train.json").write_text(json.dumps(records))
     asked = [{**record, "messages": record["messages"][:1]} for record in records]
@@ -89,14 +104,15 @@ def write_tiny_run(folder: Path, tokenizer: Tokenizer) -> TinyRun:
     return run
 
 
-def make_tokenizer() -> Tokenizer:
-    from drivekd.models.tiny import train_tokenizer
+def make_tokenizer(family: str = "internvl") -> Tokenizer:
+    from drivekd.models.tiny import QWEN_SPECIAL_TOKENS, SPECIAL_TOKENS, train_tokenizer
 
+    special_tokens = SPECIAL_TOKENS if family == "internvl" else QWEN_SPECIAL_TOKENS
     words = [*QUESTIONS.values(), *(f"{letter}. {name}." for letter, name in zip("ABC", COLOURS, strict=True))]
-    return train_tokenizer(words * 20, ["0.005", "CAM_FRONT"], 400)
+    return train_tokenizer(words * 20, ["0.005", "CAM_FRONT"], 400, special_tokens=special_tokens)
 
 
-def sharpened(model: InternVLForConditionalGeneration) -> InternVLForConditionalGeneration:
+def sharpened(model: PreTrainedModel) -> PreTrainedModel:
     """Freshly initialised attention is uniform to 1e-4, and every test on maps would be vacuous."""
     for layer in model.model.language_model.layers:
         layer.self_attn.q_proj.weight.data.mul_(3.0)
@@ -104,13 +120,13 @@ def sharpened(model: InternVLForConditionalGeneration) -> InternVLForConditional
     return model
 
 
-def start_trainer(run: TinyRun, *overrides: str) -> Trainer:
-    """A trainer on run.yaml with overrides and its records."""
+def start_trainer(run: TinyRun, *overrides: str, labelled: list[Sample] | None = None) -> Trainer:
+    """A trainer on run.yaml with overrides; labelled: samples instead of those of run.yaml's files."""
     from drivekd.distill.run import read_training_samples
-    from drivekd.distill.trainer import Trainer
+    from drivekd.distill.trainer import Trainer, TrainingSamples
 
     config = run.config(*overrides)
-    return Trainer(config, read_training_samples(config))
+    return Trainer(config, read_training_samples(config) if labelled is None else TrainingSamples(labelled, [], []))
 
 
 def stepped(trainer: Trainer) -> tuple[dict[str, Any], Tensor]:
@@ -119,6 +135,70 @@ def stepped(trainer: Trainer) -> tuple[dict[str, Any], Tensor]:
 
     record = trainer.step()
     return record, torch.cat([p.grad.flatten() for p in trainer.student.parameters() if p.grad is not None])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student and teachers of a run without the loop around them: what a micro-batch's losses are made from."""
+
+    student: PreTrainedModel
+    collate: Collator
+    features: ImageFeatures
+    teachers: Teachers | None
+    rows: Rows
+    objectives: Objectives
+
+    def losses(self, batch: Batch, step: int = 0) -> dict[str, float]:
+        """Each term's sum over the batch, divided by the batch's samples (CE: labelled samples)."""
+        from drivekd.distill.objectives import StepSize
+
+        size = StepSize(step, max(1, int(batch.labelled.sum())), len(batch.samples))
+        with self.objectives.losses(batch, size) as found:
+            return {self.rows.names[row]: float(loss.detach()) for row, loss in found.items()}
+
+    def gradients(self, chunks: Sequence[Sequence[Pack]], step: int = 0) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """A step over micro-batches of packs: each term's loss, and its gradient [P] over the trainable parameters."""
+        import torch
+
+        from drivekd.distill.objectives import StepSize
+
+        samples = [sample for chunk in chunks for pack in chunk for sample in pack]
+        size = StepSize(step, sum(sample.answer is not None for sample in samples), len(samples))
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        zero = torch.zeros(sum(parameter.numel() for parameter in parameters))
+        losses, totals = dict.fromkeys(self.rows.names, 0.0), {name: zero.clone() for name in self.rows.names}
+        for chunk in chunks:
+            with self.objectives.losses(self.collate(chunk), size) as found:
+                for row, loss in found.items():
+                    grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+                    losses[self.rows.names[row]] += float(loss.detach())
+                    totals[self.rows.names[row]] += torch.cat([grad.flatten() for grad in filled])
+        return losses, totals
+
+
+def load_pair(run: TinyRun, *overrides: str, labelled: list[Sample] | None = None) -> Pair:
+    """Student and teachers of run.yaml with overrides, as a trainer loads them."""
+    trainer = start_trainer(run, *overrides, labelled=labelled)
+    student, collate, features = trainer.student, trainer._collate, trainer._features
+    return Pair(student, collate, features, trainer.teachers, trainer._rows, trainer._objectives)
+
+
+def frame_samples(run: TinyRun, questions: Sequence[int], *, labelled: float = 0.7, seed: int = 0) -> list[Sample]:
+    """questions[i] of them about frame i: mixed capabilities and lengths, some without answer; odd frames have two pictures."""
+    from drivekd.data.sample import CAPABILITIES, Sample
+
+    rng = np.random.default_rng(seed)
+    samples = []
+    for frame, count in enumerate(questions):
+        images = tuple(run.folder / "images" / f"{(frame + i) % NUM_PICTURES}.png" for i in range(1 + frame % 2))
+        for number in range(count):
+            name = CAPABILITIES[int(rng.integers(3))]
+            question = QUESTIONS[name] + " Why?" * int(rng.integers(4))
+            answer = f"{'ABC'[number % 3]}. {COLOURS[number % 3]}." + " Why?" * int(rng.integers(3))
+            source = f"frame {frame}, question {number}"
+            samples.append(Sample(source, name, question, answer if rng.random() < labelled else None, images))
+    return samples
 
 
 def _write_pictures(folder: Path) -> list[dict[str, Any]]:

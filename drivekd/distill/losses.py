@@ -1,6 +1,10 @@
 """The losses of Drive-KD (arXiv 2601.21288, METHOD sections 1 and 2). Pure: tensors in, tensors out.
 
-B samples, S positions, Q rows (queries), K columns (keys), M supervised tokens, V vocabulary; maps are head-mean attention Ā
+The ablations' losses are here too: cosine instead of MSE, KL on logits and hidden states instead of attention (METHOD section 7
+has the paper's numbers for them).
+
+B samples, S positions, Q rows (queries), K columns (keys), M supervised tokens, V vocabulary, D width; maps are head-mean
+attention Ā
 """
 
 from __future__ import annotations
@@ -16,10 +20,19 @@ def cross_entropy_per_sample(logits: Tensor, targets: Tensor, sample: Tensor, nu
     logits [M, V] and targets [M] of the M supervised tokens of a batch; sample [M]: which sample each belongs to. Returns
     [num_samples]; 0 for a sample without supervised tokens.
     """
-    losses = F.cross_entropy(logits.float(), targets, reduction="none")  # [M]
-    total = losses.new_zeros(num_samples).index_add(0, sample, losses)
-    count = losses.new_zeros(num_samples).index_add(0, sample, torch.ones_like(losses))
-    return total / count.clamp(min=1)
+    return _mean_per_sample(F.cross_entropy(_wide(logits), targets, reduction="none"), sample, num_samples)
+
+
+def logits_kl_per_sample(student: Tensor, teacher: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """KL(teacher ‖ student) of the next token, mean over each sample's supervised tokens; no temperature.
+
+    student, teacher [M, V]: logits over the same words; sample [M]: which sample each belongs to. Returns [num_samples]; 0 for a
+    sample without supervised tokens. Raises ValueError when the vocabularies differ.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"logits must be over the same words: student {list(student.shape)}, teacher {list(teacher.shape)}")
+    ours, theirs = _wide(student).log_softmax(-1), _wide(teacher).log_softmax(-1)  # [M, V]
+    return _mean_per_sample((theirs.exp() * (theirs - ours)).sum(-1), sample, num_samples)
 
 
 def text_to_vision_mse_per_sample(student: Tensor, teacher: Tensor, pair_mask: Tensor) -> Tensor:
@@ -48,3 +61,45 @@ def full_map_mse_per_sample(student: Tensor, teacher: Tensor, token_mask: Tensor
 def full_map_mse(student: Tensor, teacher: Tensor, token_mask: Tensor | None = None) -> Tensor:
     """One layer's part of L_r: the mean over B of `full_map_mse_per_sample`."""
     return full_map_mse_per_sample(student, teacher, token_mask).mean()
+
+
+def cosine_distance_per_sample(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """1 - cos of the angle between each sample's masked maps, taken as vectors.
+
+    student, teacher [B, Q, K]; mask [B, Q, K] bool. Returns [B]; 0 where the mask is empty, 1 where a masked map is all zeros.
+    """
+    ours, theirs = (_wide(attention) * mask for attention in (student, teacher))
+    cosine = (ours * theirs).sum((1, 2)) / (_norm(ours, (1, 2)) * _norm(theirs, (1, 2)))
+    return torch.where(mask.any(2).any(1), 1 - cosine, 0.0)
+
+
+def hidden_relation_mse_per_sample(student: Tensor, teacher: Tensor, token_mask: Tensor | None = None) -> Tensor:
+    """Mean of (C^s - C^t)² over each sample's own length², C the cosines between the hidden states of its tokens.
+
+    What tokens are alike does not depend on the width, so that no adapter is needed: similarity-preserving distillation (Tung
+    and Mori 2019, arXiv 1907.09682, equation 4), there between the samples of a batch, here between the tokens of a sample.
+    student [B, S, Ds], teacher [B, S, Dt]; token_mask [B, S] bool, true on the sample's own tokens (None = all). Returns [B].
+    """
+    return full_map_mse_per_sample(_token_cosines(student), _token_cosines(teacher), token_mask)
+
+
+def _token_cosines(hidden: Tensor) -> Tensor:
+    directions = _wide(hidden) / _norm(_wide(hidden), -1)[..., None]  # [B, S, D]
+    return directions @ directions.transpose(1, 2)  # [B, S, S]
+
+
+def _mean_per_sample(losses: Tensor, sample: Tensor, num_samples: int) -> Tensor:
+    """losses [M] of the samples [M] -> [num_samples]; 0 for a sample that has none."""
+    total = losses.new_zeros(num_samples).index_add(0, sample, losses)
+    count = losses.new_zeros(num_samples).index_add(0, sample, torch.ones_like(losses))
+    return total / count.clamp(min=1)
+
+
+def _norm(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Length, never 0: the gradient of a root at 0 is infinite, and infinity times a masked 0 is NaN."""
+    return x.square().sum(dim).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """fp32 at least: sums over 150k words or S² pairs lose too much in bf16."""
+    return x if x.dtype == torch.float64 else x.float()

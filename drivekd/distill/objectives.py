@@ -1,136 +1,160 @@
-"""Which gradient rows a step has, and the losses of one micro-batch by row."""
+"""The losses of one micro-batch, by gradient row. B packs, S tokens, N samples, M supervised tokens, V vocabulary, D width."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import InternVLForConditionalGeneration
 
 from drivekd.config import RunConfig
 from drivekd.data.batch import IGNORED_LABEL, Batch
-from drivekd.data.sample import CAPABILITIES, Capability, Sample
-from drivekd.distill.losses import cross_entropy_per_sample
-from drivekd.distill.projection import Pair
-from drivekd.distill.signals import signal_loss
-from drivekd.distill.teachers import Teachers
-from drivekd.models.probe import capture_attention
-
-RELEASED_DIAGONAL, RELEASED_ELSEWHERE = 0.8, 0.1  # the released mixing matrix (METHOD section 2)
+from drivekd.data.sample import CAPABILITIES, Capability
+from drivekd.distill.features import ImageFeatures
+from drivekd.distill.losses import cross_entropy_per_sample, logits_kl_per_sample
+from drivekd.distill.maps import Maps, WantedLayers
+from drivekd.distill.mixing import sample_mixing
+from drivekd.distill.rows import Rows
+from drivekd.distill.signals import places_of, signal_loss
+from drivekd.distill.teachers import Samples, Teachers
+from drivekd.models import language_model
+from drivekd.models.decoder import run_decoder
+from drivekd.models.probe import capture
 
 
 @dataclass(frozen=True)
-class Rows:
-    """names[i] says what row i is; anchors: capability -> CE row; followers: capability -> signal row."""
+class StepSize:
+    """Counts of the whole optimizer step, over every process: losses are sums divided by them, so that a short last micro-batch
+    weighs rightly."""
 
-    names: tuple[str, ...]
-    anchors: dict[Capability, int]
-    followers: dict[Capability, int]
-
-    @property
-    def pairs(self) -> list[Pair]:
-        return [(self.anchors[name], row) for name, row in self.followers.items()]
+    step: int
+    num_labelled: int
+    num_samples: int
 
 
-def rows_for(config: RunConfig) -> Rows:
-    """One shared CE row, or one CE row for each capability, then one row for each signal."""
-    capabilities = tuple(config.teachers.paths())
-    own = config.projection.anchor == "own" and bool(capabilities)
-    names = [f"ce_{name}" for name in CAPABILITIES] if own else ["ce"]
-    anchors = {name: index if own else 0 for index, name in enumerate(CAPABILITIES)}
-    followers = {name: len(names) + index for index, name in enumerate(capabilities)}
-    return Rows((*names, *capabilities), anchors, followers)
+@dataclass(frozen=True)
+class Supervised:
+    """The M supervised tokens: where they are predicted (row, position), what they are, and whose they are (sample)."""
 
-
-def row_shares(config: RunConfig, rows: Rows, samples: Sequence[Sample]) -> dict[str, float]:
-    """What part of a step each row's loss is taken over; the summed loss divided by it is the mean over the row's own samples."""
-    labelled = [sample.capability for sample in samples if sample.answer is not None]
-    mixing = mixing_matrix(config.signals.mixing)
-    shares = dict.fromkeys(rows.names, 0.0)
-    for name in labelled:
-        shares[rows.names[rows.anchors[name]]] += 1 / len(labelled)
-    for name, row in rows.followers.items():
-        column = mixing[:, CAPABILITIES.index(name)]
-        shares[rows.names[row]] = sum(float(column[CAPABILITIES.index(s.capability)]) for s in samples) / len(samples)
-    return shares
-
-
-def mixing_matrix(mixing: str) -> Tensor:
-    """pi [3, 3]: row = the sample's capability, column = the teacher's."""
-    if mixing == "routed":
-        return torch.eye(len(CAPABILITIES))
-    matrix = torch.full((len(CAPABILITIES), len(CAPABILITIES)), RELEASED_ELSEWHERE)
-    return matrix.fill_diagonal_(RELEASED_DIAGONAL)
+    row: Tensor
+    position: Tensor
+    target: Tensor
+    sample: Tensor
 
 
 class Objectives:
-    """Student and teachers on one micro-batch -> {row: scalar loss}, normalised over the whole optimizer step."""
+    """Student and teachers on one micro-batch -> {row: scalar loss}."""
 
     def __init__(
         self,
         config: RunConfig,
         rows: Rows,
-        student: InternVLForConditionalGeneration,
+        student: Any,
+        features: ImageFeatures,
         teachers: Teachers | None,
         compute_dtype: torch.dtype,
     ) -> None:
         self._student = student
+        self._features = features
         self._teachers = teachers
         self._rows = rows
-        self._question_rows = config.signals.rows == "question"
-        self._mixing = mixing_matrix(config.signals.mixing)
+        self._signals = config.signals
+        self._seed = config.seed
         self._compute_dtype = compute_dtype
 
-    def __call__(self, batch: Batch, *, num_labelled: int, num_samples: int) -> dict[int, Tensor]:
-        """num_labelled, num_samples: counts of the whole optimizer step, so that a short last micro-batch weighs rightly."""
-        mixing = self._mixing.to(batch.capability.device)[batch.capability]  # [B, 3]
+    @contextmanager
+    def losses(self, batch: Batch, size: StepSize) -> Iterator[dict[int, Tensor]]:
+        """The losses by row. Backward belongs into the block: gradient checkpointing runs the captured layers again there."""
+        mixing = sample_mixing(self._signals.mixing, batch.samples, self._seed, size.step).to(batch.pack.device)  # [N, 3]
         wanted = self._wanted(mixing)
-        layers = self._student_layers(wanted)
-        core = self._student.model
-        with torch.autocast(batch.input_ids.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
-            with capture_attention(core.language_model.layers, layers) as maps:
-                hidden = core(
-                    input_ids=batch.input_ids,
-                    pixel_values=batch.pixel_values,
-                    attention_mask=batch.attention_mask.long(),
-                    use_cache=False,
-                ).last_hidden_state  # [B, S, D]
-            losses = self._cross_entropy(batch, hidden, num_labelled) if bool(batch.labelled.any()) else {}
-        for name in wanted:
-            losses[self._rows.followers[name]] = self._signal(name, batch, maps, mixing) / num_samples
-        return losses
+        targets = self._targets(batch, wanted)
+        layers = self._layers(wanted)
+        maps = Maps(batch, layers)
+        decoder: Any = language_model(self._student)
+        with capture(decoder.layers, maps.requests, hidden=layers.hidden) as maps.captured:
+            hidden = self._hidden(batch)
+            losses = self._cross_entropy(batch, hidden, size) if bool(batch.labelled.any()) else {}
+            for name, samples in wanted.items():
+                loss = self._kl(name, batch, samples, hidden) if name not in targets else None
+                loss = self._signal(name, batch, samples, maps, targets[name]) if loss is None else loss
+                weights = mixing[list(samples), CAPABILITIES.index(name)]
+                losses[self._rows.followers[name]] = (weights * loss).sum() / size.num_samples
+            targets.clear()  # autograd keeps the differences; maps and targets would be two more of each
+            maps.captured.release()
+            yield losses
 
-    def _wanted(self, mixing: Tensor) -> list[Capability]:
+    def _hidden(self, batch: Batch) -> Tensor:
+        """The student's last hidden states, [B, S, D]."""
+        features = self._features(batch)
+        device = batch.input_ids.device.type
+        with torch.autocast(device, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+            return run_decoder(self._student, batch.input_ids, batch.vision_mask, features, batch.attention_mask, batch.positions)
+
+    def _wanted(self, mixing: Tensor) -> dict[Capability, Samples]:
+        """Which samples learn from which teacher."""
         if self._teachers is None:
-            return []
-        return [name for name in self._teachers.signals if bool(mixing[:, CAPABILITIES.index(name)].any())]
+            return {}
+        found = {name: tuple(mixing[:, CAPABILITIES.index(name)].nonzero()[:, 0].tolist()) for name in self._teachers.signals}
+        return {name: samples for name, samples in found.items() if samples}
 
-    def _student_layers(self, wanted: Sequence[Capability]) -> list[int]:
+    def _targets(self, batch: Batch, wanted: dict[Capability, Samples]) -> dict[Capability, list[Tensor]]:
         if self._teachers is None:
-            return []
-        return sorted({layer for name in wanted for layer in self._teachers.signals[name].student_layers})
+            return {}
+        maps = {name: samples for name, samples in wanted.items() if self._teachers.signals[name].loss != "kl"}
+        return self._teachers.targets(batch, maps)
 
-    def _cross_entropy(self, batch: Batch, hidden: Tensor, num_labelled: int) -> dict[int, Tensor]:
+    def _layers(self, wanted: dict[Capability, Samples]) -> WantedLayers:
+        if self._teachers is None:
+            return WantedLayers.of(())
+        signals = [self._teachers.signals[name] for name in wanted]
+        return WantedLayers.of((signal, signal.student_layers) for signal in signals)
+
+    def _cross_entropy(self, batch: Batch, hidden: Tensor, size: StepSize) -> dict[int, Tensor]:
         """lm_head runs on the supervised positions alone: at 150k words the rest would cost more than the model."""
-        targets = batch.labels[:, 1:]
-        sample, position = (targets != IGNORED_LABEL).nonzero(as_tuple=True)  # [M], [M]
-        logits = self._student.lm_head(hidden[sample, position])  # [M, V]
-        per_sample = cross_entropy_per_sample(logits, targets[sample, position], sample, len(batch.labels))
+        supervised = supervised_tokens(batch)
+        logits = self._logits(hidden, supervised)
+        per_sample = cross_entropy_per_sample(logits, supervised.target, supervised.sample, len(batch.samples))
         losses: dict[int, Tensor] = {}
         for index in sorted(set(batch.capability[batch.labelled].tolist())):
             row = self._rows.anchors[CAPABILITIES[index]]
-            mine = per_sample[(batch.capability == index) & batch.labelled].sum() / num_labelled
+            mine = per_sample[(batch.capability == index) & batch.labelled].sum() / size.num_labelled
             losses[row] = losses[row] + mine if row in losses else mine
         return losses
 
-    def _signal(self, name: Capability, batch: Batch, maps: dict[int, Tensor], mixing: Tensor) -> Tensor:
-        """Sum over samples of pi[capability, teacher] times the signal's loss. Unlabelled samples and rows="question" compare
-        the prompt's rows: rows behind the answer's tokens see the answer."""
+    def _logits(self, hidden: Tensor, supervised: Supervised) -> Tensor:
+        with torch.autocast(hidden.device.type, self._compute_dtype, enabled=self._compute_dtype != torch.float32):
+            logits: Tensor = self._student.lm_head(hidden[supervised.row, supervised.position])  # [M, V]
+        return logits
+
+    def _signal(self, name: Capability, batch: Batch, samples: Samples, maps: Maps, targets: Sequence[Tensor]) -> Tensor:
+        """The signal's loss of each of the samples, [len(samples)]."""
         assert self._teachers is not None
-        whole = batch.labelled[:, None] & (not self._question_rows)  # [B, 1]
-        row_mask = batch.attention_mask & (whole | batch.prompt_mask)
-        teacher = self._teachers.attention(name, batch)
-        losses = signal_loss(self._teachers.signals[name], maps, teacher, batch.vision_mask, row_mask)  # [B]
-        return (mixing[:, CAPABILITIES.index(name)] * losses).sum()
+        signal = self._teachers.signals[name]
+        view = batch.select(samples)
+        places = places_of(signal.form, view.batch)
+        student = [maps.at(signal, layer, view, places) for layer in signal.student_layers]
+        return signal_loss(signal, student, targets, view.batch, places, self._signals.rows)
+
+    def _kl(self, name: Capability, batch: Batch, samples: Samples, hidden: Tensor) -> Tensor:
+        """KL between the teacher's and the student's words at the samples' supervised tokens, [len(samples)]."""
+        assert self._teachers is not None
+        teacher = self._teachers.by_capability[name]
+        view = batch.select(samples)
+        there, here = supervised_tokens(view.batch), supervised_tokens(batch)
+        kept = torch.isin(here.sample, torch.tensor(samples, device=here.sample.device))
+        student = self._logits(hidden, Supervised(here.row[kept], here.position[kept], here.target[kept], here.sample[kept]))
+        asked = view.batch.to(teacher.device)
+        logits = teacher.logits(asked, there.row.to(teacher.device), there.position.to(teacher.device)).to(hidden.device)
+        return logits_kl_per_sample(student, logits, there.sample, len(samples))
+
+
+def supervised_tokens(batch: Batch) -> Supervised:
+    """Where the next token is an answer's; packs in order, hence the samples' tokens in order, too."""
+    targets = batch.labels[:, 1:]
+    row, position = (targets != IGNORED_LABEL).nonzero(as_tuple=True)  # [M], [M]
+    places = torch.zeros(len(batch.input_ids), int(batch.question.max()) + 1, dtype=torch.long, device=row.device)
+    places[batch.pack, batch.question] = torch.arange(len(batch.samples), device=row.device)
+    return Supervised(row, position, targets[row, position], places[row, batch.segment[row, position + 1]])

@@ -2,6 +2,10 @@
 
 Both stages only ever combine the N raw gradients linearly, so they run on the Gram matrix G = g gᵀ [N, N] and give one
 coefficient for each gradient; the update is then one weighted sum. M_c and T_c below are rows of such coefficients.
+
+A Gram matrix squares, so that in float64 it cannot tell a sum of gradients shorter than 1e-7 of its parts from zero. Such a sum
+is zero here: as a denominator it projects nothing, and a follower exactly against its anchor vanishes. Rows in fp32 carry
+noise of that size themselves.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import torch
 from torch import Tensor
 
 Pair = tuple[int, int]
+
+ROUNDING = 64 * torch.finfo(torch.float64).eps  # of the sum of a dot product's terms: 3 to 6 rows leave a few eps
 
 
 @dataclass(frozen=True)
@@ -82,24 +88,28 @@ def _stage_1(gram: Tensor, active: Sequence[Pair], anchor_multiplicity: str, *, 
     for row, (anchor, follower) in enumerate(active):
         sharers = sum(other == anchor for other, _ in active)
         merged[row, anchor] += 1.0 if anchor_multiplicity == "per_capability" else 1.0 / sharers
-        merged[row, follower] += 1.0
-        dot, norm = gram[follower, anchor], gram[anchor, anchor]
-        if project_followers and dot < 0 and norm > 0:
+        dot, norm, own = gram[follower, anchor], gram[anchor, anchor], gram[follower, follower]
+        if not (project_followers and dot < 0 and norm > 0):
+            merged[row, follower] += 1.0
+            continue
+        fired += 1
+        if own - dot * dot / norm > ROUNDING * own:  # else nothing is left of the follower
+            merged[row, follower] += 1.0
             merged[row, anchor] -= dot / norm
-            fired += 1
     return merged, fired
 
 
 def _stage_2(gram: Tensor, merged: Tensor) -> tuple[Tensor, int]:
     """T_i -= <T_i, M_j> / ‖M_j‖² M_j whenever they conflict, against the original M_j. Returns Σ T_i [N]."""
     norms = ((merged @ gram) * merged).sum(1)
+    solid = norms > ROUNDING * ((merged.abs() @ gram.abs()) * merged.abs()).sum(1)
     total = torch.zeros_like(gram[0])
     fired = 0
     for i in range(len(merged)):
         projected = merged[i].clone()
         for j in range(len(merged)):
             dot = projected @ gram @ merged[j]
-            if i != j and dot < 0 and norms[j] > 0:
+            if i != j and dot < 0 and solid[j]:
                 projected -= dot / norms[j] * merged[j]
                 fired += 1
         total += projected

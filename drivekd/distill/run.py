@@ -1,29 +1,40 @@
-"""A training run from configuration to `final/`: files, progress, checkpoints, clean stops."""
+"""A training run from configuration to `final/`: the loop, clean stops, and what a resumed run may change."""
 
 from __future__ import annotations
 
-import resource
+import math
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import torch
 
-from drivekd.config import RunConfig, dump_config, load_config
+from drivekd.config import RunConfig, load_config
 from drivekd.data.readers import check_images, read_samples
 from drivekd.data.sample import Capability, Sample
-from drivekd.distill.checkpoint import remove_old_checkpoints, write_model
+from drivekd.distill.checkpoint import newest_checkpoint, step_directories
+from drivekd.distill.inputs import check_inputs, input_digests, input_files
+from drivekd.distill.memory import advice, is_out_of_memory, smaller_settings
+from drivekd.distill.parallel import resolve_device
+from drivekd.distill.run_files import RunFiles
 from drivekd.distill.trainer import Trainer, TrainingSamples
+from drivekd.distill.validation import Validations
 from drivekd.errors import ConfigError, DataError, DrivekdError, TrainingError
-from drivekd.log import MetricsFile, ProgressLine, logger
-from drivekd.run_directory import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
+from drivekd.log import logger
+from drivekd.run_directory import refuse_non_empty
 
-CADENCE_KEYS = {"checkpoint_every_steps", "keep_checkpoints", "validate_every_steps", "threads", "device"}
+# What a resumed run may change: when it saves, where it computes, what it keeps in memory and on disk.
+FREE_KEYS = {
+    *("training.checkpoint_every_steps", "training.keep_checkpoints", "training.validate_every_steps"),
+    *("training.threads", "training.device", "training.offload_gradients", "training.micro_batch_size"),
+    *("student.gradient_checkpointing", "teachers.device"),
+    *("cache.directory", "cache.signals", "cache.vision", "cache.fill_first"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,37 +53,23 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> TrainingSumm
         _check_same_run(config, out)
     else:
         refuse_non_empty(out, "give a new --out, or --resume to continue the run there")
+    _check_cache_is_outside(config, out)
     samples = read_training_samples(config)
-    trainer = Trainer(config, samples)
-    out.mkdir(parents=True, exist_ok=True)
+    inputs = input_digests(config)
     if resume:
-        trainer.resume(out / "checkpoints")
-    write_text_atomic(out / "config.yaml", dump_config(config))
-    write_json_atomic(out / "versions.json", versions())
+        check_inputs(newest_checkpoint(out / "checkpoints")[1].inputs, inputs, input_files(config))
+    with _explained(config, out):
+        trainer = Trainer(config, samples)
+    validations = trainer.resume(out / "checkpoints").validations if resume else Validations()
+    out.mkdir(parents=True, exist_ok=True)
     try:
-        return _run(trainer, out)
-    except DrivekdError:
-        if trainer.steps_done == 0:  # nothing to resume: leave no run directory that only stands in the way
+        summary = _run(trainer, out, inputs, validations)
+    except (DrivekdError, KeyboardInterrupt):
+        if trainer.steps_done == 0 and trainer.parallel.is_main:  # nothing to resume: leave nothing that stands in the way
             shutil.rmtree(out)
         raise
-
-
-def dry_run(config: RunConfig) -> list[tuple[str, str]]:
-    """Check data and models, do one real optimizer step in memory, and say what the run would cost; writes nothing."""
-    samples = read_training_samples(config)
-    trainer = Trainer(config, samples)
-    trainer.step()
-    record = trainer.step()
-    trainable = sum(p.numel() for p in trainer.student.parameters() if p.requires_grad)
-    return [
-        ("labelled samples", f"{len(samples.labelled):,}"),
-        ("unlabelled samples", f"{len(samples.unlabelled):,}"),
-        ("trainable parameters", f"{trainable:,} of {sum(p.numel() for p in trainer.student.parameters()):,}"),
-        ("tokens a step", f"{record['tokens']:,}"),
-        ("seconds a step", f"{record['seconds']:.3f} on {trainer.device}"),
-        ("whole run", f"{record['seconds'] * config.training.steps / 60:.1f} minutes for {config.training.steps:,} steps"),
-        ("peak memory", f"{_peak_memory_mb():,.0f} MB of this host's RAM"),
-    ]
+    trainer.parallel.leave()
+    return summary
 
 
 def read_training_samples(config: RunConfig) -> TrainingSamples:
@@ -105,53 +102,123 @@ def _check_same_run(config: RunConfig, out: Path) -> None:
     recorded = out / "config.yaml"
     if not recorded.is_file():
         raise ConfigError(f"--resume: {recorded} does not exist; {out} holds no run to continue")
-    before, now = (value.model_dump(mode="json") for value in (load_config(recorded), config))
-    for tree in (before, now):
-        tree["training"] = {key: value for key, value in tree["training"].items() if key not in CADENCE_KEYS}
-    different = [
-        f"{section}.{key}" if isinstance(now[section], dict) else section
-        for section in now
-        for key in (now[section] if isinstance(now[section], dict) else [section])
-        if before[section] != now[section]
-        and (not isinstance(now[section], dict) or before[section].get(key) != now[section][key])
-    ]
+    before, now = _settings(load_config(recorded)), _settings(config)
+    different = [key for key in now if before.get(key) != now[key]]
     if different:
         raise ConfigError(f"--resume: {recorded} was started with another {', '.join(different)}; start a new run for that")
 
 
-def _run(trainer: Trainer, out: Path) -> TrainingSummary:
-    settings = trainer.config.training
-    metrics = MetricsFile(out / "metrics.jsonl", keep_until_step=trainer.steps_done)
-    board = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.steps_done + 1)
-    progress = ProgressLine()
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What must stay, by section.key. Files count by whether they are there: `check_inputs` compares their contents."""
+    found: dict[str, Any] = {}
+    for section, values in config.model_dump().items():
+        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+            found[f"{section}.{key}".rstrip(".")] = _without_paths(value)
+    return {key: value for key, value in found.items() if key not in _free_keys(config)}
+
+
+def _free_keys(config: RunConfig) -> set[str]:
+    free = set(FREE_KEYS)
+    if config.projection.unit == "micro_batch":
+        free.remove("training.micro_batch_size")  # what is projected depends on it
+    if config.training.early_stop_patience:
+        free.remove("training.validate_every_steps")  # when to stop depends on it
+    return free
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return "a file" if isinstance(value, Path) else value
+
+
+def _check_cache_is_outside(config: RunConfig, out: Path) -> None:
+    directory = config.cache.directory
+    if directory is not None and directory.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"cache.directory = {directory} lies in --out {out}; other runs use a cache, too: put it beside them")
+
+
+def _run(trainer: Trainer, out: Path, inputs: Mapping[str, str], validations: Validations) -> TrainingSummary:
+    config, settings = trainer.config, trainer.config.training
     record: dict[str, Any] = {"loss": {}}
-    try:
+    with RunFiles(out, trainer, inputs) as files:
+        files.restore_best(validations)
+        with _explained(config, out):
+            if config.cache.fill_first:
+                trainer.fill_cache()
         with _stop_requested() as stop:
-            while trainer.steps_done < settings.steps:
-                record = trainer.step()
-                if settings.validate_every_steps and trainer.steps_done % settings.validate_every_steps == 0:
-                    record["validation_loss"] = trainer.validate()
-                metrics.write(record)
-                _write_board(board, record)
-                progress.show(_line(record, settings.steps), final=trainer.steps_done == settings.steps)
-                stopping = bool(stop)  # asked once: a signal after the save must not claim that this step is saved
-                if trainer.steps_done % settings.checkpoint_every_steps == 0 or stopping:
-                    trainer.save(out / "checkpoints")
-                    remove_old_checkpoints(out / "checkpoints", settings.keep_checkpoints)
+            while trainer.steps_done < settings.steps and not validations.exhausted(settings.early_stop_patience):
+                with _explained(config, out):
+                    record = trainer.step()
+                    validations = _validated(trainer, validations, record)
+                files.record(record)
+                stopping = trainer.parallel.any(bool(stop))  # once: a later signal must not claim that this step is saved
+                if stopping or _checkpoint_due(trainer, validations):
+                    files.checkpoint(validations)
                 if stopping:
+                    who = stop[0] if stop else "another process"
                     raise TrainingError(
-                        f"stopped by {stop[0]} after step {trainer.steps_done} of {settings.steps}; "
+                        f"stopped by {who} after step {trainer.steps_done} of {settings.steps}; "
                         f"everything is saved, continue with --resume --out {out}"
                     )
-    finally:
-        metrics.close()
-        board.close()
-        progress.close()
-    validation_loss = trainer.validate()
-    with whole_directory(out / "final") as final:
-        write_model(final, trainer.student, trainer.config.student.checkpoint, trainer.config.prompts)
-        write_text_atomic(final / "config.yaml", dump_config(trainer.config))
-    return TrainingSummary(out / "final", trainer.steps_done, record["loss"], validation_loss)
+        with _explained(config, out):
+            loss = validations.last if settings.validate_every_steps else trainer.validate()
+        final = files.final(validations)
+    return TrainingSummary(final, trainer.steps_done, record["loss"], validations.best if settings.early_stop_patience else loss)
+
+
+def _validated(trainer: Trainer, before: Validations, record: dict[str, Any]) -> Validations:
+    """Validate where it is time, and put what came out into the step's record. The last step is always time."""
+    settings, step = trainer.config.training, trainer.steps_done
+    every = settings.validate_every_steps
+    if not every or (step % every and step < settings.steps):
+        return before
+    loss = trainer.validate()
+    if loss is None:
+        return before
+    if not math.isfinite(loss):
+        raise TrainingError(f"step {step}: the validation loss is {loss}; lower optimizer.learning_rate")
+    after = before.after(step, loss)
+    record |= {"validation_loss": loss, "best_validation_loss": after.best, "best_validation_step": after.best_step}
+    if after.exhausted(settings.early_stop_patience):
+        record["stopped_early"] = True
+    return after
+
+
+def _checkpoint_due(trainer: Trainer, validations: Validations) -> bool:
+    """By the clock, before best/ is written, and when the run ends here."""
+    settings, step = trainer.config.training, trainer.steps_done
+    by_clock = step % settings.checkpoint_every_steps == 0
+    return by_clock or validations.best_step == step or validations.exhausted(settings.early_stop_patience)
+
+
+@contextmanager
+def _explained(config: RunConfig, out: Path) -> Iterator[None]:
+    """Whatever stops training says what is saved; running out of memory, what to lower and how to go on."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(f"{error}{_saved(out)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        device = resolve_device(config.training.device)
+        first_line = str(error).partition("\n")[0]
+        what_next = f"{_saved(out)}{_resume_smaller(config, device, out)}"
+        raise TrainingError(f"{advice(config, device)}{what_next} ({first_line})") from error
+
+
+def _saved(out: Path) -> str:
+    found = step_directories(out / "checkpoints")
+    return f". The last checkpoint is {found[-1]}" if found else ""
+
+
+def _resume_smaller(config: RunConfig, device: torch.device, out: Path) -> str:
+    """The command that goes on with the cheapest setting that a resumed run may change; empty where there is none."""
+    settings = [f"{key}={value}" for key, value in smaller_settings(config, device) if key in _free_keys(config)]
+    if not settings or not step_directories(out / "checkpoints"):
+        return ""
+    return f"; continue with: drivekd train {out / 'config.yaml'} --out {out} --resume --set {settings[0]}"
 
 
 @contextmanager
@@ -169,24 +236,3 @@ def _stop_requested() -> Iterator[list[str]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _line(record: dict[str, Any], steps: int) -> str:
-    losses = "  ".join(f"{name} {value:.3g}" for name, value in record["loss"].items())
-    left_s = (steps - record["step"]) * record["seconds"]
-    return (
-        f"step {record['step']}/{steps}  {losses}  lr {record['learning_rate']:.1e}  "
-        f"{record['tokens_per_s']:,.0f} tokens/s  {_peak_memory_mb():,.0f} MB  {left_s / 60:.1f} min left"
-    )
-
-
-def _write_board(board: SummaryWriter, record: dict[str, Any]) -> None:
-    for key, value in record.items():
-        entries = {f"{key}/{name}": number for name, number in value.items()} if isinstance(value, dict) else {key: value}
-        for name, number in entries.items():
-            if number is not None and name != "step":
-                board.add_scalar(name, number, record["step"])
-
-
-def _peak_memory_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

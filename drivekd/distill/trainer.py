@@ -1,35 +1,56 @@
-"""`drivekd train`: one loop for supervised fine-tuning (no teachers) and multi-teacher distillation.
+"""`drivekd train`: one loop for supervised fine-tuning (no teachers), single-teacher and multi-teacher distillation.
 
-A step: draw samples -> micro-batches of one capability -> raw gradients by objective -> Gram matrix -> AGP coefficients ->
-one AdamW update on fp32 masters. Everything random is a function of (seed, step), so resuming repeats the very same steps.
+A step: draw packs -> micro-batches -> raw gradients by objective -> Gram matrix -> AGP coefficients -> one AdamW update on fp32
+masters. Everything random is a function of (seed, step), so resuming repeats the very same steps.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from drivekd.config import RunConfig
-from drivekd.data.batch import Collator
-from drivekd.data.order import SampleStream, micro_batches
+from drivekd.data.batch import Batch
+from drivekd.data.order import PackStream, micro_batches
+from drivekd.data.packs import Pack, frame_packs, single_packs
 from drivekd.data.sample import Sample
-from drivekd.distill.checkpoint import newest_checkpoint, restore_optimizer, write_checkpoint
+from drivekd.distill.caches import Caches, cache_size, fill
+from drivekd.distill.checkpoint import (
+    SavedStudent,
+    TrainingState,
+    newest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_weights,
+    write_checkpoint,
+)
+from drivekd.distill.features import ImageFeatures, Towers
 from drivekd.distill.gradients import GradientRows
-from drivekd.distill.objectives import Objectives, row_shares, rows_for
-from drivekd.distill.projection import Projection, project
+from drivekd.distill.mixing import sample_mixing
+from drivekd.distill.objectives import Objectives, StepSize
+from drivekd.distill.parallel import Turn, join, resolve_device
+from drivekd.distill.reconcile import Reconciler, ReconcileRecord, ReconcileSettings, merge_records
+from drivekd.distill.rows import Rows, row_shares, rows_for
+from drivekd.distill.schedule import learning_rate
+from drivekd.distill.sharding import gathered, place, whole_number
+from drivekd.distill.student import load_student, seed_dropout
 from drivekd.distill.teachers import Teachers
-from drivekd.errors import CheckpointError, ConfigError, TrainingError
+from drivekd.distill.validation import Validations
+from drivekd.distill.weighting import CE, DynamicSettings, weighting_for
+from drivekd.errors import ConfigError, TrainingError
 from drivekd.log import logger
-from drivekd.models.internvl import load_model, modules_of, num_layers
-from drivekd.models.probe import CAPTURE_ATTENTION
-from drivekd.processor import load_processor
+
+__all__ = ["Trainer", "TrainingSamples", "resolve_device"]
+
+_TOKENS = "tokens"  # counted beside the losses
 
 
 @dataclass(frozen=True)
@@ -46,151 +67,190 @@ class Trainer:
 
     def __init__(self, config: RunConfig, samples: TrainingSamples) -> None:
         self.config = config
-        self.device = resolve_device(config.training.device)
+        self.parallel = join(config.training.device)
+        self.device = self.parallel.device
+        _check_unit(config, self.parallel.size)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        self._compute_dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-        self._load_models()
-        self._collate = Collator(self.processor)
         self._samples = samples
-        self._labelled = SampleStream(samples.labelled, seed=config.seed, stream=0)
-        self._unlabelled = SampleStream(samples.unlabelled, seed=config.seed, stream=1)
+        with self.parallel.agreed():
+            self._load_models()
+        self._place_student()
+        self._labelled = PackStream(self._packs(samples.labelled), seed=config.seed, stream=0)
+        self._unlabelled = PackStream(self._packs(samples.unlabelled), seed=config.seed, stream=1)
         self.steps_done = 0
 
     def _load_models(self) -> None:
         config = self.config
-        self.processor = load_processor(config.student.checkpoint)
-        self.student = load_model(config.student.checkpoint, attention=CAPTURE_ATTENTION).to(self.device)
-        depth = num_layers(self.student)
-        self.teachers = (
-            Teachers(config, self.processor, depth, self.device, self._compute_dtype) if config.teachers.paths() else None
+        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        camera = config.data.camera_size_px
+        held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
+        loaded = load_student(config.student, self.device, camera, compute_dtype=held, seed=config.seed)
+        self.student, self._collate, self._names = loaded.model, loaded.collate, loaded.names
+        self.caches = Caches(config, self._collate, writer=self.parallel.rank)
+        towers = Towers(self._collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
+        self._features = (
+            towers.of(self.student, self.device, dtype)
+            if loaded.frozen_vision
+            else ImageFeatures(self.student, self._collate, self.device, dtype, frozen=False)
         )
-        self.student.requires_grad_(False)
-        for name in config.student.train:
-            for module in modules_of(self.student, name):
-                module.requires_grad_(True)
-        self.student.train()
-        self._names = {p: name for name, p in self.student.named_parameters() if p.requires_grad}
+        self.teachers = Teachers(config, self.student, towers, self.device, dtype) if config.teachers.paths() else None
+        if self.teachers is not None:
+            self.caches.attach(self.teachers)
+        every = [*self._samples.labelled, *self._samples.unlabelled]
+        self.caches.require_space(cache_size(config, self.teachers, self._collate, every))
         self._rows = rows_for(config)
-        self._gradients = GradientRows(list(self._names), len(self._rows.names))
-        self._objectives = Objectives(config, self._rows, self.student, self.teachers, self._compute_dtype)
-        self.optimizer = torch.optim.AdamW(
-            list(self._names), lr=config.optimizer.learning_rate, weight_decay=config.optimizer.weight_decay
+        self._objectives = Objectives(config, self._rows, self.student, self._features, self.teachers, dtype)
+        self._supervised = Objectives(config, self._rows, self.student, self._features, None, dtype)
+        self._reconciler = _reconciler(config, self._rows)
+
+    def _place_student(self) -> None:
+        """Shard the student where that is wanted, then make what holds a part for each parameter."""
+        self.parallel.same_start(list(self._names))
+        self.placement = place(self.student, self.parallel)
+        trainable = set(self._names.values())  # sharding made new parameters
+        self._names = {parameter: name for name, parameter in self.student.named_parameters() if name in trainable}
+        offload, settings = self.config.training.offload_gradients, self.config.optimizer
+        self._gradients = GradientRows(list(self._names), len(self._rows.names), offload=offload)
+        self.optimizer = torch.optim.AdamW(list(self._names), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def _packs(self, samples: Sequence[Sample]) -> list[Pack]:
+        training = self.config.training
+        if training.packing == "none":
+            return single_packs(samples)
+        return frame_packs(
+            samples,
+            self._collate.num_tokens,
+            training.max_pack_tokens,
+            self.config.seed,
+            by_capability=training.packing == "capability",
         )
 
+    def fill_cache(self) -> None:
+        """Ask the teachers about every sample before the first step; without a cache there is nothing to do."""
+        if self.teachers is not None and self.teachers.caches:
+            packs = self._packs([*self._samples.labelled, *self._samples.unlabelled])
+            with self.parallel.agreed():
+                fill(self.teachers, self.config, self._collate, self.parallel.part_of(packs), self.device, self.caches)
+            if self.parallel.size > 1:
+                self.caches.refresh()  # what the other processes have written
+
     def step(self) -> dict[str, Any]:
-        """One optimizer step; returns its record for metrics.jsonl. Raises TrainingError on NaN or when memory ends."""
+        """One optimizer step; returns its record for metrics.jsonl. Raises TrainingError on NaN."""
         started_s = time.perf_counter()
-        try:
-            losses, tokens = self._accumulate_gradients()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"step {self.steps_done + 1}: out of memory on {self.device}; lower training.micro_batch_size "
-                f"(now {self.config.training.micro_batch_size}) or freeze more with student.train ({error})"
-            ) from error
-        projection, scales, norms = self._reconcile()
-        learning_rate = self._learning_rate(self.steps_done)
-        grad_norm = self._update(projection.coefficients * scales, learning_rate)
+        packs = self._step_packs()
+        samples = [sample for pack in packs for sample in pack]
+        losses, tokens, reconciled = self._reconciled_gradients(packs, samples)
+        rate = learning_rate(self.config.optimizer, self.steps_done, self.config.training.steps)
+        update_norm = self._update(rate)
         self.steps_done += 1
         seconds = time.perf_counter() - started_s
+        metrics = reconciled.metrics()
         return {
             "step": self.steps_done,
             "loss": losses,
-            "gradient_norm": dict(zip(self._rows.names, norms.tolist(), strict=True)) | {"update": grad_norm},
-            "signal_scale": {name: float(scales[row]) for name, row in self._rows.followers.items()},
-            "conflict_cosine": dict(zip(self._rows.followers, projection.cosines, strict=False)),
-            "stage_1_fired": projection.stage_1_fired,
-            "stage_2_fired": projection.stage_2_fired,
-            "learning_rate": learning_rate,
+            **metrics,
+            "update_norm": update_norm,
+            "learning_rate": rate,
+            "samples": len(samples),
             "tokens": tokens,
             "tokens_per_s": tokens / seconds,
             "seconds": seconds,
         }
 
-    def _step_samples(self) -> list[Sample]:
+    def _step_packs(self) -> list[Pack]:
         training = self.config.training
         labelled = self._labelled.slice(self.steps_done * training.batch_size, training.batch_size)
         extra = training.unlabelled_batch_size
         return labelled + (self._unlabelled.slice(self.steps_done * extra, extra) if extra else [])
 
-    def _accumulate_gradients(self) -> tuple[dict[str, float], int]:
-        """Fill the gradient rows; returns each term's mean loss over its own samples, and the number of tokens."""
-        samples = self._step_samples()
-        num_labelled = sum(sample.answer is not None for sample in samples)
-        totals = dict.fromkeys(self._rows.names, 0.0)
-        tokens = 0
+    def _reconciled_gradients(
+        self, packs: Sequence[Pack], samples: Sequence[Sample]
+    ) -> tuple[dict[str, float], int, ReconcileRecord]:
+        """Every parameter's .grad becomes the step's update; returns each term's mean loss, the number of tokens, the record."""
+        size = StepSize(self.steps_done, sum(sample.answer is not None for sample in samples), len(samples))
+        by_micro_batch = self.config.projection.unit == "micro_batch"
+        mixing = sample_mixing(self.config.signals.mixing, samples, self.config.seed, self.steps_done)
+        shares = row_shares(self._rows, samples, mixing)
+        totals = dict.fromkeys((*self._rows.names, _TOKENS), 0.0)
+        records: list[ReconcileRecord] = []
         self._gradients.zero()
-        for chunk in micro_batches(samples, self.config.training.micro_batch_size):
-            batch = self._collate(chunk).to(self.device)
-            tokens += batch.num_tokens
-            losses = self._objectives(batch, num_labelled=num_labelled, num_samples=len(samples))
-            last = max(losses)
+        self._suspects: set[str] = set()  # records of micro-batches whose loss is not finite
+        with nullcontext() if self.parallel.sharded else self.parallel.agreed():  # shards communicate in every pass
+            for index, turn in enumerate(self._turns(packs)):
+                batch = self._collate(turn.micro_batch).to(self.device)
+                losses = self._add_gradients(batch, size, counts=turn.counts)
+                for name, loss in losses.items():
+                    totals[name] += loss
+                totals[_TOKENS] += batch.num_tokens * turn.counts
+                if by_micro_batch:
+                    records.append(self._reconcile(losses, shares, index))
+        totals = dict(zip(totals, self.parallel.sums(list(totals.values())), strict=True))
+        tokens = int(totals.pop(_TOKENS))
+        self._gradients.all_reduce()
+        means = {name: total / shares[name] for name, total in totals.items() if shares[name] > 0}
+        if not by_micro_batch:
+            records.append(self._reconcile(totals, shares, None))
+        self.placement.release()
+        self._gradients.write_update()
+        return means, tokens, merge_records(records)
+
+    def _turns(self, packs: Sequence[Pack]) -> list[Turn[list[Pack]]]:
+        """This process's micro-batches of a step, small enough that every process has one."""
+        size = min(self.config.training.micro_batch_size, math.ceil(len(packs) / self.parallel.size))
+        return self.parallel.turns(micro_batches(packs, size, self._length), self._cost, self._reached)
+
+    def _cost(self, micro_batch: Sequence[Pack]) -> int:
+        return sum(self._length(pack) for pack in micro_batch)
+
+    def _reached(self, micro_batch: Sequence[Pack]) -> Hashable:
+        """The rows that a micro-batch fills, which say what weights its backward passes reach."""
+        samples = [sample for pack in micro_batch for sample in pack]
+        mixing = sample_mixing(self.config.signals.mixing, samples, self.config.seed, self.steps_done)
+        return tuple(name for name, share in row_shares(self._rows, samples, mixing).items() if share > 0)
+
+    def _add_gradients(self, batch: Batch, size: StepSize, *, counts: bool) -> dict[str, float]:
+        """Add a micro-batch's gradients to the rows; returns its part of each row's loss."""
+        found: dict[str, float] = {}
+        seed_dropout(self.config, self.steps_done, batch.samples)
+        with self._losses(self._objectives, batch, size) as losses:
             for row, loss in sorted(losses.items()):
-                self._check_finite(f"the loss term {self._rows.names[row]!r}", float(loss.detach()))
-                totals[self._rows.names[row]] += float(loss.detach())
-                self._gradients.add(row, loss, retain_graph=row != last)
-        shares = row_shares(self.config, self._rows, samples)
-        return {name: total / shares[name] for name, total in totals.items() if shares[name] > 0}, tokens
+                part = loss if counts else loss * 0.0
+                found[self._rows.names[row]] = float(part.detach())
+                if not math.isfinite(found[self._rows.names[row]]):
+                    self._suspects.update(sample.source for sample in batch.samples)
+                self._gradients.add(row, part * self.placement.loss_scale, retain_graph=row != max(losses))
+        return found
+
+    @contextmanager
+    def _losses(self, objectives: Objectives, batch: Batch, size: StepSize) -> Iterator[dict[int, Tensor]]:
+        with ExitStack() as stack:
+            yield self.placement.forward(lambda: stack.enter_context(objectives.losses(batch, size)))
+
+    def _reconcile(self, losses: Mapping[str, float], shares: Mapping[str, float], micro_batch: int | None) -> ReconcileRecord:
+        """The rows become a part of the update. losses: sums over the projected unit, by row."""
+        for name, loss in losses.items():
+            self._check_finite(f"the loss term {name!r}", loss)
+        means = {name: loss / shares[name] for name, loss in losses.items() if shares[name] > 0}
+        coefficients, record = self._reconciler(self._gradients.gram(), means, step=self.steps_done, micro_batch=micro_batch)
+        self._gradients.accumulate(coefficients)
+        return record
+
+    def _length(self, pack: Pack) -> int:
+        return sum(sum(self._collate.num_tokens(sample)) for sample in pack)
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
             raise TrainingError(
                 f"step {self.steps_done + 1}: {what} is {value}; training stopped before the update. "
-                "Lower optimizer.learning_rate, or look at the last records of metrics.jsonl"
+                f"{_named(self._suspects)}Lower optimizer.learning_rate, or look at the last records of metrics.jsonl"
             )
 
-    def _reconcile(self) -> tuple[Projection, Tensor, Tensor]:
-        """AGP coefficients over the weighted gradients, the weights [N], and the raw norms [N]."""
-        raw = self._gradients.gram().cpu()
-        norms = raw.diagonal().sqrt()
-        for name, norm in zip(self._rows.names, norms.tolist(), strict=True):
-            self._check_finite(f"the gradient of the loss term {name!r}", norm)
-        scales = self._scales(raw, norms)
-        gram = raw * scales[:, None] * scales[None, :]
-        settings = self.config.projection
-        pairs = self._rows.pairs
-        if settings.method == "sum" or not pairs:
-            cosines = project(gram, range(1, len(pairs) + 1), pairs=pairs).cosines if pairs else ()
-            return Projection(torch.ones_like(scales), cosines, 0, 0), scales, norms
-        order = np.random.default_rng([self.config.seed, 2, self.steps_done]).permutation(len(pairs)) + 1
-        projection = project(
-            gram, order.tolist(), pairs=pairs, anchor_multiplicity=settings.anchor_multiplicity, stages=settings.stages
-        )
-        return self._keep_unpaired_anchors(projection), scales, norms
-
-    def _keep_unpaired_anchors(self, projection: Projection) -> Projection:
-        """CE of a capability that has no teacher takes part as it is."""
-        paired = {anchor for anchor, _ in self._rows.pairs}
-        for anchor in set(self._rows.anchors.values()) - paired:
-            projection.coefficients[anchor] += 1.0
-        return projection
-
-    def _scales(self, gram: Tensor, norms: Tensor) -> Tensor:
-        """static: the configured weight. relative: what makes the signal's gradient weight times as long as CE's."""
-        scales = torch.ones_like(norms)
-        anchors = sorted(set(self._rows.anchors.values()))
-        ce_norm = gram[anchors][:, anchors].sum().clamp(min=0).sqrt()
-        for name, row in self._rows.followers.items():
-            weight = getattr(self.config.signals, name).weight
-            relative = self.config.signals.weighting == "relative"
-            scales[row] = weight * ce_norm / norms[row] if relative and norms[row] > 0 else weight
-        return scales
-
-    def _learning_rate(self, step: int) -> float:
-        settings = self.config.optimizer
-        if step < settings.warmup_steps:
-            return settings.learning_rate * (step + 1) / settings.warmup_steps
-        if settings.schedule == "constant":
-            return settings.learning_rate
-        span = max(1, self.config.training.steps - settings.warmup_steps)
-        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - settings.warmup_steps) / span))
-
-    def _update(self, coefficients: Tensor, learning_rate: float) -> float:
-        self._gradients.write_update(coefficients)
+    def _update(self, rate: float) -> float:
         clip_norm = self.config.optimizer.clip_norm or math.inf
-        grad_norm = float(nn.utils.clip_grad_norm_(list(self._names), clip_norm))
+        grad_norm = whole_number(nn.utils.clip_grad_norm_(list(self._names), clip_norm))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rate
         self.optimizer.step()
         return grad_norm
 
@@ -200,47 +260,82 @@ class Trainer:
         samples = self._samples.validation
         if not samples:
             return None
-        supervised = Objectives(self.config, self._rows, self.student, None, self._compute_dtype)
         self.student.eval()
         total = 0.0
-        for chunk in micro_batches(samples, self.config.training.micro_batch_size):
-            losses = supervised(self._collate(chunk).to(self.device), num_labelled=1, num_samples=1)
-            total += sum(float(loss) for loss in losses.values())
+        chunks = micro_batches(self._packs(samples), self.config.training.micro_batch_size, self._length)
+        with nullcontext() if self.parallel.sharded else self.parallel.agreed():
+            for turn in self.parallel.turns(chunks, self._cost, lambda _: None):
+                with self._losses(self._supervised, self._collate(turn.micro_batch).to(self.device), StepSize(0, 1, 1)) as losses:
+                    total += sum(float(loss) for loss in losses.values()) * turn.counts
+        self.placement.release()
         self.student.train()
-        return total / len(samples)
+        return self.parallel.sums([total])[0] / len(samples)
 
-    def save(self, checkpoints: Path) -> None:
-        write_checkpoint(
-            checkpoints / f"step-{self.steps_done}",
-            self.student,
-            self.optimizer,
-            self._names,
-            self.config.student.checkpoint,
-            self.config.prompts,
-            self.steps_done,
-            torch.get_num_threads(),
+    def saved_student(self) -> SavedStudent:
+        """What the student's files are made from. All processes call it; the main one has the tensors."""
+        weights = {name: parameter.detach() for parameter, name in self._names.items()}
+        trained = gathered(weights, keep=self.parallel.is_main)
+        return SavedStudent(self.student, trained, self.config.student, self.config.prompts)
+
+    def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
+        """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""
+        student = self.saved_student()
+        moments = gathered(optimizer_tensors(self.optimizer, self._names), keep=self.parallel.is_main)
+        state = TrainingState(
+            step=self.steps_done,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            weighting=self._reconciler.state_dict(),
+            inputs=dict(inputs),
+            validations=validations,
+            files={},
         )
+        with self.parallel.agreed():
+            if self.parallel.is_main:
+                write_checkpoint(checkpoints / f"step-{self.steps_done}", student, moments, state)
+            self.caches.flush()
+        if self.parallel.size > 1:
+            self.caches.refresh()  # what the other processes have written since
 
-    def resume(self, checkpoints: Path) -> None:
+    def resume(self, checkpoints: Path) -> TrainingState:
         """Continue from the newest complete checkpoint. Raises CheckpointError when there is none."""
-        found = newest_checkpoint(checkpoints)
-        if found is None:
-            raise CheckpointError(f"{checkpoints}: no complete checkpoint to resume from; run without --resume in a new folder")
-        directory, state = found
-        weights = load_model(directory).state_dict()
-        self.student.load_state_dict({name: value.to(self.device) for name, value in weights.items()})
+        directory, state = newest_checkpoint(checkpoints)
+        restore_weights(directory, self.config.student, self._names)
         restore_optimizer(directory, self.optimizer, self._names)
+        self._reconciler.load_state_dict(state.weighting)
         self.steps_done = state.step
-        if state.threads != torch.get_num_threads():
+        if (state.threads, state.torch) != (torch.get_num_threads(), torch.__version__):
             logger.warning(
-                "%s ran on %d CPU threads, this run uses %d: the result will not be equal bit for bit; set training.threads=%d",
-                *(directory, state.threads, torch.get_num_threads(), state.threads),
+                "%s ran on %d CPU threads with torch %s, this run uses %d with torch %s: the result will not be equal bit for "
+                "bit; set training.threads=%d and install that torch",
+                *(directory, state.threads, state.torch, torch.get_num_threads(), torch.__version__, state.threads),
             )
+        return state
 
 
-def resolve_device(name: str) -> torch.device:
-    """auto -> CUDA where there is one. Raises ConfigError when CUDA is asked for and missing."""
-    available = torch.cuda.is_available()
-    if name.startswith("cuda") and not available:
-        raise ConfigError(f"training.device = {name!r}, but torch {torch.__version__} finds no CUDA device; use cpu or auto")
-    return torch.device("cuda" if name == "auto" and available else "cpu" if name == "auto" else name)
+def _reconciler(config: RunConfig, rows: Rows) -> Reconciler:
+    settings, signals = config.projection, config.signals
+    weights = {CE: signals.ce_weight} | {name: getattr(signals, name).weight for name in rows.followers}
+    dynamic = DynamicSettings(**signals.dynamic.model_dump())
+    return Reconciler(
+        rows.names,
+        dict[str, int](rows.anchors.items()),
+        dict[str, int](rows.followers.items()),
+        weighting_for(signals.weighting, weights, dynamic),
+        ReconcileSettings(settings.method, settings.unit, settings.anchor, settings.anchor_multiplicity, tuple(settings.stages)),
+        seed=config.seed,
+    )
+
+
+def _named(sources: Collection[str], most: int = 8) -> str:
+    """A sentence; empty where another process has them."""
+    more = f" and {len(sources) - most} more" if len(sources) > most else ""
+    return f"It came up in a micro-batch with {', '.join(sorted(sources)[:most])}{more}. " if sources else ""
+
+
+def _check_unit(config: RunConfig, num_processes: int) -> None:
+    if config.projection.unit == "micro_batch" and num_processes > 1:
+        raise ConfigError(
+            f'projection.unit = "micro_batch" projects one micro-batch after the other, as the released code did in one process; '
+            f'here are {num_processes} processes. Use projection.unit = "step", whose update is the same for any number of them'
+        )

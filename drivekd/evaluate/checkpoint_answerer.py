@@ -16,8 +16,8 @@ from drivekd.data.sample import Sample
 from drivekd.errors import DataError
 from drivekd.evaluate.generation import embed_prompts, generate_greedy
 from drivekd.evaluate.scores import ImageSetting
-from drivekd.images import PixelValues, load_image, preprocess
-from drivekd.models.internvl import load_model
+from drivekd.images import PixelValues, load_image
+from drivekd.models import encode_images, load_model
 from drivekd.processor import load_processor
 
 _BATCHES_PER_CHUNK = 16  # questions whose image embeddings are held at once, in batches; bounds memory, not results
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class CheckpointAnswerer:
-    """Greedy texts of an InternVL checkpoint. device: as torch names it. max_new_tokens: a longer answer is cut there."""
+    """Greedy texts of a checkpoint of any family. device: as torch names it. max_new_tokens: a longer answer is cut there."""
 
     def __init__(self, checkpoint: Path, *, device: str = "cpu", batch_size: int = 64, max_new_tokens: int = 24) -> None:
         self.name = str(checkpoint)
@@ -69,11 +69,10 @@ class CheckpointAnswerer:
 
     def _generate(self, prompts: Sequence[Sequence[int]], vision: Sequence[Tensor]) -> list[str]:
         encoder = self._processor.prompts
-        inputs_embeds, attention_mask = embed_prompts(self._model, prompts, vision, encoder.image_token_id)
+        positions = [self._processor.prefix_positions(prompt) for prompt in prompts]  # of prefix and question
         generated = generate_greedy(
             self._model,
-            inputs_embeds,
-            attention_mask,
+            *embed_prompts(self._model, prompts, vision, positions, encoder.image_token_id),
             end_id=encoder.end_of_turn_id,
             max_new_tokens=self._max_new_tokens,
         )
@@ -89,17 +88,17 @@ class CheckpointAnswerer:
         with ThreadPoolExecutor(_THREADS) as pool:
             for keys in _slices(list(users), self._batch_size):
                 tiles = list(pool.map(lambda key: self._pixel_values(key, users[key]), keys))
-                pixel_values = torch.from_numpy(np.stack(tiles)).to(self._device)  # [N, 3, S, S]
-                features = self._model.get_image_features(pixel_values=pixel_values).pooler_output  # [N, T, D]
-                embeds |= dict(zip(keys, features, strict=True))
+                pixel_values = torch.from_numpy(np.stack(tiles)).to(self._device)  # [N, *pixel_shape]
+                embeds |= dict(zip(keys, encode_images(self._model, pixel_values), strict=True))  # [T, D] each
         return embeds
 
     def _pixel_values(self, image: Path | None, user: Sample) -> PixelValues:
-        settings = self._processor.images
+        processor = self._processor
         if image is None:
-            return preprocess(np.zeros((settings.size_px, settings.size_px, 3), np.uint8), settings)
+            width, height = processor.images.tile_px
+            return processor.normalize(np.zeros((height, width, 3), np.uint8))
         try:
-            return preprocess(load_image(image), settings)
+            return processor.normalize(processor.resize(load_image(image)))
         except DataError as error:
             raise DataError(f"{user.source}: images: {error}") from error
 
@@ -107,7 +106,7 @@ class CheckpointAnswerer:
 def checkpoint_digest(checkpoint: Path) -> str:
     """ "sha256:..." over the names and contents of the files that decide a checkpoint's answers."""
     total = hashlib.sha256()
-    for pattern in ("*.safetensors", "*.json", "*.jinja"):
+    for pattern in ("*.safetensors", "*.json", "*.jinja", "merges.txt"):
         for path in sorted(checkpoint.glob(pattern)):
             total.update(f"{path.name} {_sha256(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"

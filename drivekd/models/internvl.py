@@ -5,66 +5,71 @@ InternVLForConditionalGeneration
   model.multi_modal_projector   pixel shuffle, then MLP -> image_embeds [N, T, D]
   model.language_model          Qwen2Model: embed_tokens, layers[0..L-1].self_attn, norm
   lm_head                       tied to embed_tokens in some sizes, a matrix of its own in others
+
+OpenGVLab's original layout (model_type internvl_chat) is read, too; what is saved is the -hf layout.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-import torch
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
-from transformers.utils import logging as transformers_logging
 
-from drivekd.errors import CheckpointError
-from drivekd.processor import read_checkpoint_json
+from drivekd.processor import INTERNVL, INTERNVL_CHAT
 
-MODEL_TYPE = "internvl"
-Part = Literal["vision_encoder", "projector", "language_model"]
+from .family import Family, Part, load_weights
+from .internvl_chat import hf_weights
 
-
-def load_model(checkpoint: Path, *, attention: str = "sdpa") -> InternVLForConditionalGeneration:
-    """Load fp32 weights (masters) of a checkpoint directory. Raises CheckpointError naming what is wrong.
-
-    attention: the name of an attention function known to transformers' AttentionInterface.
-    """
-    config = read_checkpoint_json(checkpoint, "config.json")
-    if config.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(
-            f"{checkpoint}: model_type is {config.get('model_type')!r}; this version takes {MODEL_TYPE!r} "
-            "(InternVL3 in the -hf layout, for example OpenGVLab/InternVL3-1B-hf)"
-        )
-    if not any(checkpoint.glob("*.safetensors")):
-        raise CheckpointError(f"{checkpoint}: no *.safetensors weights found")
-    transformers_logging.disable_progress_bar()  # its bars would break up our one progress line
-    try:
-        model, report = InternVLForConditionalGeneration.from_pretrained(
-            checkpoint, dtype=torch.float32, attn_implementation=attention, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint}: weights cannot be loaded ({error})") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise CheckpointError(f"{checkpoint}: {len(missing)} weights are missing, first {missing[0]}")
-    assert isinstance(model, InternVLForConditionalGeneration)
-    return model
+MODEL_TYPE = INTERNVL
 
 
-def part(model: InternVLForConditionalGeneration, name: Part) -> nn.Module:
-    """The module that a configuration calls vision_encoder, projector or language_model."""
-    modules: dict[Part, nn.Module] = {
+def _towers(model: InternVLForConditionalGeneration) -> dict[Part, nn.Module]:
+    return {
         "vision_encoder": model.model.vision_tower,
         "projector": model.model.multi_modal_projector,
         "language_model": model.model.language_model,
     }
-    return modules[name]
+
+
+def _parts(model: InternVLForConditionalGeneration) -> dict[Part, list[nn.Module]]:
+    modules = {name: [tower] for name, tower in _towers(model).items()}
+    modules["language_model"].append(model.lm_head)
+    return modules
+
+
+def _encode_images(model: InternVLForConditionalGeneration, pixel_values: Tensor) -> Tensor:
+    embeds: Tensor = model.get_image_features(pixel_values=pixel_values).pooler_output  # [N, T, D]
+    return embeds
+
+
+FAMILY = Family(
+    model_type=MODEL_TYPE,
+    model_class=InternVLForConditionalGeneration,
+    parts=_parts,
+    towers=_towers,
+    encode_images=_encode_images,
+    rotary_axes=1,
+    other_layouts={INTERNVL_CHAT: hf_weights},
+)
+
+
+def load_model(checkpoint: Path, *, attention: str = "sdpa") -> InternVLForConditionalGeneration:
+    """Load fp32 weights (masters) of an InternVL checkpoint. Raises CheckpointError, also on another family.
+
+    attention: the name of an attention function known to transformers' AttentionInterface.
+    """
+    return load_weights(checkpoint, {MODEL_TYPE: FAMILY}, attention=attention)
+
+
+def part(model: InternVLForConditionalGeneration, name: Part) -> nn.Module:
+    """The module that a configuration calls vision_encoder, projector or language_model."""
+    return _towers(model)[name]
 
 
 def modules_of(model: InternVLForConditionalGeneration, name: Part) -> list[nn.Module]:
     """The modules that hold a part's weights: the head belongs to the language model, tied or not."""
-    return [part(model, name), *([model.lm_head] if name == "language_model" else [])]
+    return _parts(model)[name]
 
 
 def num_layers(model: InternVLForConditionalGeneration) -> int:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,20 +27,40 @@ from safetensors.torch import load_file
 from tiny_run import NO_TEACHERS, TinyRun
 from transformers import InternVLForConditionalGeneration
 
-from drivekd.config import load_config
+from drivekd.config import RunConfig, load_config
+from drivekd.data.batch import Batch
 from drivekd.data.sample import CAPABILITIES
+from drivekd.digests import file_digest
 from drivekd.distill import checkpoint
+from drivekd.distill.block_store import BlockStore
 from drivekd.distill.checkpoint import newest_checkpoint
-from drivekd.distill.run import dry_run, train
+from drivekd.distill.maps import Maps
+from drivekd.distill.plan import dry_run
+from drivekd.distill.run import train
+from drivekd.distill.teachers import Teacher
+from drivekd.distill.trainer import Trainer
 from drivekd.errors import CheckpointError, ConfigError, DrivekdError, TrainingError, UsageError
-from drivekd.log import logger, read_metrics
+from drivekd.log import MetricsFile, logger, read_metrics
 from drivekd.models.internvl import load_model
 from drivekd.processor import load_processor
 from drivekd.run_directory import versions
 
 STEPS = 12
-# own anchors: stage 2 then has conflicts to settle, and the order in which it does belongs to what a resume must repeat
-LENGTH = (f"training.steps={STEPS}", "training.batch_size=3", "training.micro_batch_size=2", "projection.anchor=own")
+# Whatever a resume must repeat is on: own anchors (stage 2 then settles conflicts in a random order), packs, dynamic weights
+LENGTH = (
+    *(f"training.steps={STEPS}", "training.batch_size=3", "training.micro_batch_size=2", "training.packing=frame"),
+    *("projection.anchor=own", "signals.weighting=dynamic", "signals.dynamic.learning_rate=0.01"),
+    *(f"signals.{name}.weight=20" for name in CAPABILITIES),
+)
+
+
+def overrides(out: Path) -> tuple[str, ...]:
+    """Of a run in `out`; its teachers' cache lies beside it."""
+    return (*LENGTH, f"cache.directory={out.parent / 'cache'}")
+
+
+def configured(tiny_run: TinyRun, out: Path, *more: str) -> RunConfig:
+    return tiny_run.config(*overrides(out), *more)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -54,15 +75,15 @@ def _one_thread() -> Iterator[None]:
 def uninterrupted(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests copy it before they break it."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    train(tiny_run.config(*LENGTH), out)
+    train(configured(tiny_run, out), out)
     return out
 
 
 @pytest.fixture
 def broken(uninterrupted: Path, tmp_path: Path) -> Path:
-    """A copy of the run as if it had stopped after its last checkpoint but one, with metrics of two more steps."""
+    """A copy of the run and its cache, as if it had stopped before final/."""
     out = tmp_path / "run"
-    shutil.copytree(uninterrupted, out)
+    shutil.copytree(uninterrupted.parent, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(out / "final")
     return out
 
@@ -103,7 +124,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
 
 def test_the_run_directory_holds_everything(tiny_run: TinyRun, uninterrupted: Path) -> None:
     assert names(uninterrupted) == ["checkpoints", "config.yaml", "final", "metrics.jsonl", "tensorboard", "versions.json"]
-    assert load_config(uninterrupted / "config.yaml") == tiny_run.config(*LENGTH)
+    assert load_config(uninterrupted / "config.yaml") == configured(tiny_run, uninterrupted)
     assert json.loads((uninterrupted / "versions.json").read_text()) == versions()
     assert any((uninterrupted / "tensorboard").glob("events.*"))
     assert names(uninterrupted / "checkpoints") == ["step-10", "step-12"]  # keep_checkpoints = 2
@@ -116,9 +137,11 @@ def test_metrics_have_one_full_record_a_step(uninterrupted: Path) -> None:
     terms = {*CAPABILITIES, *(f"ce_{name}" for name in CAPABILITIES)}
     assert {name for record in records for name in record["loss"]} == terms
     for record in records:
-        assert set(record["gradient_norm"]) == {*terms, "update"}
-        assert {"signal_scale", "conflict_cosine", "learning_rate", "tokens", "tokens_per_s", "seconds"} <= set(record)
-    assert sum(record["stage_2_fired"] for record in records) > STEPS
+        assert set(record["gradient_norm"]) == set(record["loss"])
+        assert set(record["weight"]) == {"ce", *CAPABILITIES}
+        assert {"update_norm", "conflict_cosine", "learning_rate", "tokens", "tokens_per_s", "seconds"} <= set(record)
+    assert len({record["weight"]["ce"] for record in records}) == STEPS  # dynamic
+    assert sum(record["stage_2_fired"] for record in records) > 0
 
 
 def scalars(out: Path, tag: str) -> list[tuple[int, float]]:
@@ -130,10 +153,10 @@ def scalars(out: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def test_tensorboard_shows_what_metrics_say(uninterrupted: Path) -> None:
-    found = scalars(uninterrupted, "gradient_norm/update")
+    found = scalars(uninterrupted, "update_norm")
     records = read_metrics(uninterrupted / "metrics.jsonl")
     assert [step for step, _ in found] == [record["step"] for record in records]
-    expected = [record["gradient_norm"]["update"] for record in records]
+    expected = [record["update_norm"] for record in records]
     assert [value for _, value in found] == pytest.approx(expected, rel=1e-6)  # events are fp32
 
 
@@ -160,7 +183,7 @@ def test_a_run_can_start_from_another_runs_final(tiny_run: TinyRun, uninterrupte
 
 def test_a_dry_run_measures_and_writes_nothing(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = dict(dry_run(tiny_run.config(*LENGTH)))
+    rows = dict(dry_run(tiny_run.config(*LENGTH)).rows)
     assert rows["labelled samples"] == "18"
     assert rows["unlabelled samples"] == "18"
     assert names(tmp_path) == []
@@ -170,8 +193,8 @@ def test_a_dry_run_measures_and_writes_nothing(tiny_run: TinyRun, tmp_path: Path
 
 
 def start_process(tiny_run: TinyRun, out: Path) -> subprocess.Popen[str]:
-    overrides = [argument for override in LENGTH for argument in ("--set", override)]
-    command = [sys.executable, "-m", "drivekd.cli", "train", str(tiny_run.yaml), *overrides, "--out", str(out)]
+    settings = [argument for override in overrides(out) for argument in ("--set", override)]
+    command = [sys.executable, "-m", "drivekd.cli", "train", str(tiny_run.yaml), *settings, "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -186,17 +209,22 @@ def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
     raise AssertionError(f"no step {step} in {path}; exit code {process.poll()}, stderr {process.communicate()[1]}")
 
 
-def test_kill_9_at_any_step_and_resume_is_bit_equal(tiny_run: TinyRun, uninterrupted: Path, tmp_path: Path) -> None:
-    step = random.SystemRandom().randint(3, 8)  # the first checkpoint is at 2
+@pytest.mark.parametrize("moment", [0, 1, *(pytest.param(number, marks=pytest.mark.slow) for number in (2, 3, 4))])
+def test_kill_9_at_any_moment_and_resume_is_bit_equal(
+    tiny_run: TinyRun, uninterrupted: Path, tmp_path: Path, moment: int
+) -> None:
+    chance = random.SystemRandom()
+    step = chance.randint(3, 8)  # the first checkpoint is at 2
     process = start_process(tiny_run, tmp_path / "run")
     try:
         wait_for_step(process, tmp_path / "run", step)
+        time.sleep(chance.uniform(0, 0.2))  # a step takes about so long: anywhere in a step, a checkpoint, a flush of the cache
     finally:
         process.kill()
         process.communicate()
     assert process.returncode == -signal.SIGKILL, f"killed at step {step}"
     assert not (tmp_path / "run" / "final").exists()
-    train(tiny_run.config(*LENGTH), tmp_path / "run", resume=True)
+    train(configured(tiny_run, tmp_path / "run"), tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -218,9 +246,8 @@ def test_ctrl_c_saves_says_so_and_resumes_bit_equal(tiny_run: TinyRun, uninterru
     assert "Traceback" not in stderr
     assert stopped_at < STEPS
     found = newest_checkpoint(out / "checkpoints")
-    assert found is not None
     assert found[1].step == stopped_at
-    train(tiny_run.config(*LENGTH), out, resume=True)
+    train(configured(tiny_run, out), out, resume=True)
     assert same_weights(out, uninterrupted)
     assert steps_of(out) == list(range(1, STEPS + 1))
 
@@ -233,14 +260,14 @@ def test_metrics_are_cut_at_the_checkpoint_and_written_again(tiny_run: TinyRun, 
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')  # the line that the kill cut
     (broken / "checkpoints" / ".step-7.4711.tmp").mkdir()  # what a kill while saving leaves
-    train(tiny_run.config(*LENGTH), broken, resume=True)
+    train(configured(tiny_run, broken), broken, resume=True)
     assert_same_run(broken, uninterrupted)
     assert names(broken / "checkpoints") == ["step-10", "step-12"]
-    assert [step for step, _ in scalars(broken, "gradient_norm/update")] == list(range(1, STEPS + 1))
+    assert [step for step, _ in scalars(broken, "update_norm")] == list(range(1, STEPS + 1))
 
 
 def test_resuming_a_finished_run_only_writes_final_again(tiny_run: TinyRun, uninterrupted: Path, broken: Path) -> None:
-    summary = train(tiny_run.config(*LENGTH), broken, resume=True)
+    summary = train(configured(tiny_run, broken), broken, resume=True)
     assert summary.steps == STEPS
     assert_same_run(broken, uninterrupted)
 
@@ -251,13 +278,13 @@ def test_resuming_a_finished_run_only_writes_final_again(tiny_run: TinyRun, unin
 )
 def test_another_configuration_is_refused_and_named(tiny_run: TinyRun, broken: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="was started with another") as caught:
-        train(tiny_run.config(*LENGTH, override), broken, resume=True)
+        train(configured(tiny_run, broken, override), broken, resume=True)
     assert override.partition("=")[0].rpartition(".")[0] in str(caught.value)
     assert not (broken / "final").exists()
 
 
 def test_how_often_to_save_may_change(tiny_run: TinyRun, broken: Path) -> None:
-    config = tiny_run.config(*LENGTH, "training.checkpoint_every_steps=5", "training.keep_checkpoints=9")
+    config = configured(tiny_run, broken, "training.checkpoint_every_steps=5", "training.keep_checkpoints=9")
     assert train(config, broken, resume=True).steps == STEPS
 
 
@@ -275,7 +302,7 @@ def test_there_must_be_something_to_resume(tiny_run: TinyRun, broken: Path, tmp_
     assert not (tmp_path / "none").exists()
     shutil.rmtree(broken / "checkpoints")
     with pytest.raises(CheckpointError, match="no complete checkpoint to resume from"):
-        train(tiny_run.config(*LENGTH), broken, resume=True)
+        train(configured(tiny_run, broken), broken, resume=True)
 
 
 def test_another_thread_count_is_warned_of(
@@ -283,16 +310,16 @@ def test_another_thread_count_is_warned_of(
 ) -> None:
     monkeypatch.setattr(logger, "propagate", True)
     with caplog.at_level(logging.WARNING):
-        train(tiny_run.config(*LENGTH, "training.threads=2"), broken, resume=True)
+        train(configured(tiny_run, broken, "training.threads=2"), broken, resume=True)
     torch.set_num_threads(1)
-    assert "ran on 1 CPU threads, this run uses 2" in caplog.text
+    assert "ran on 1 CPU threads with torch" in caplog.text
     assert "training.threads=1" in caplog.text
 
 
 def test_a_run_is_not_started_over_another(tiny_run: TinyRun, broken: Path) -> None:
     before = names(broken)
     with pytest.raises(UsageError, match="is not empty; give a new --out, or --resume"):
-        train(tiny_run.config(*LENGTH), broken)
+        train(configured(tiny_run, broken), broken)
     assert names(broken) == before
 
 
@@ -310,14 +337,14 @@ def test_a_damaged_checkpoint_is_named(tiny_run: TinyRun, broken: Path, name: st
     if changed is not None:
         path.write_bytes(changed)
     with pytest.raises(CheckpointError) as caught:
-        train(tiny_run.config(*LENGTH), broken, resume=True)
+        train(configured(tiny_run, broken), broken, resume=True)
     assert str(caught.value).startswith(f"{path}: ")
     assert f"remove {path.parent} to resume from the one before" in str(caught.value)
 
 
 def test_the_advice_for_a_damaged_checkpoint_works(tiny_run: TinyRun, uninterrupted: Path, broken: Path) -> None:
     shutil.rmtree(broken / "checkpoints" / f"step-{STEPS}")
-    train(tiny_run.config(*LENGTH), broken, resume=True)
+    train(configured(tiny_run, broken), broken, resume=True)
     assert_same_run(broken, uninterrupted)
 
 
@@ -333,9 +360,9 @@ def _resume_with_foreign_optimizer(tiny_run: TinyRun, broken: Path) -> None:
     tensors = load_file(newest / "optimizer.safetensors")
     save_file({name: value for name, value in tensors.items() if "layers.1" not in name}, newest / "optimizer.safetensors")
     state = json.loads((newest / "training_state.json").read_text())
-    state["files"]["optimizer.safetensors"] = checkpoint._sha256(newest / "optimizer.safetensors")
+    state["files"]["optimizer.safetensors"] = file_digest(newest / "optimizer.safetensors")
     (newest / "training_state.json").write_text(json.dumps(state))
-    train(tiny_run.config(*LENGTH), broken, resume=True)
+    train(configured(tiny_run, broken), broken, resume=True)
 
 
 # --- full disks -----------------------------------------------------------------------------------------------------
@@ -364,10 +391,10 @@ def test_a_disk_that_fills_while_saving_is_said_and_costs_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_file", save_file)
         with pytest.raises(DrivekdError, match=r"step-4: no space left on the disk; nothing was left half-written"):
-            train(tiny_run.config(*LENGTH), tmp_path / "run")
+            train(configured(tiny_run, tmp_path / "run"), tmp_path / "run")
     assert names(tmp_path / "run" / "checkpoints") == ["step-2"]
     assert leftovers(tmp_path / "run") == []
-    train(tiny_run.config(*LENGTH), tmp_path / "run", resume=True)
+    train(configured(tiny_run, tmp_path / "run"), tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", uninterrupted)
 
 
@@ -383,24 +410,158 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_is_really_full(tiny_run: TinyRun, uninterrupted: Path, small_disk: Path) -> None:
+def test_a_disk_that_is_really_full(tiny_run: TinyRun, uninterrupted: Path, tmp_path: Path, small_disk: Path) -> None:
+    config = configured(tiny_run, tmp_path / "run")  # the cache, which leaves a gigabyte free, is on another disk
     one = sum(path.stat().st_size for path in (uninterrupted / "checkpoints" / "step-10").iterdir())
     subprocess.run(["mount", "-o", f"remount,size={one * 3 // 2}", small_disk], check=True)
     with pytest.raises(DrivekdError, match=r"step-4: no space left on the disk"):
-        train(tiny_run.config(*LENGTH), small_disk / "run")
+        train(config, small_disk / "run")
     assert names(small_disk / "run" / "checkpoints") == ["step-2"]
     assert leftovers(small_disk) == []
     subprocess.run(["mount", "-o", f"remount,size={one * 9}", small_disk], check=True)
-    train(tiny_run.config(*LENGTH), small_disk / "run", resume=True)
+    train(config, small_disk / "run", resume=True)
     assert_same_run(small_disk / "run", uninterrupted)
+
+
+def test_a_disk_that_fills_under_the_metrics_is_said_and_costs_nothing(
+    tiny_run: TinyRun, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(self: MetricsFile, record: dict[str, Any]) -> None:
+        if record["step"] == 5:
+            self._file.write('{"step": 5, "lo')  # what still had room
+            raise FULL["OSError"]
+        real(self, record)
+
+    real = MetricsFile.write
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "write", write)
+        with pytest.raises(TrainingError, match=r"run: no space left on the disk for metrics and logs; free space and --resume"):
+            train(configured(tiny_run, tmp_path / "run"), tmp_path / "run")
+    train(configured(tiny_run, tmp_path / "run"), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+def test_a_disk_that_fills_under_the_cache_costs_nothing(
+    tiny_run: TinyRun, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint is written before the cache is flushed."""
+
+    def flush(self: BlockStore) -> None:
+        raise TrainingError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockStore, "flush", flush)
+        with pytest.raises(TrainingError, match="the disk is full"):
+            train(configured(tiny_run, tmp_path / "run"), tmp_path / "run")
+    assert names(tmp_path / "run" / "checkpoints") == ["step-2"]
+    assert train(configured(tiny_run, tmp_path / "run"), tmp_path / "run", resume=True).steps == STEPS
+
+
+# --- the cache ------------------------------------------------------------------------------------------------------
+
+
+def shards(out: Path) -> list[Path]:
+    return sorted((out.parent / "cache").rglob("shard-*"))
+
+
+def test_what_was_cached_survives_an_error(tiny_run: TinyRun, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = configured(tiny_run, out, "optimizer.learning_rate=1e30", "training.checkpoint_every_steps=99")
+    with pytest.raises(TrainingError):
+        train(config, out)
+    assert shards(out)
+
+
+@pytest.fixture
+def questions_to_teachers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of samples whenever a teacher runs."""
+    asked: list[int] = []
+    real = Teacher.maps
+
+    def maps(self: Teacher, batch: Batch, signals: Any) -> Maps:
+        asked.append(len(batch.samples))
+        return real(self, batch, signals)
+
+    monkeypatch.setattr(Teacher, "maps", maps)
+    return asked
+
+
+def test_a_cache_filled_first_leaves_nothing_to_ask(
+    tiny_run: TinyRun, tmp_path: Path, questions_to_teachers: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    config = configured(tiny_run, out, f"teachers={{planning: {tiny_run.teacher}}}", "cache.fill_first=true", "training.steps=3")
+    real = Trainer.fill_cache
+
+    def interrupted(self: Trainer) -> None:
+        real(self)
+        raise KeyboardInterrupt  # what was asked is kept
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "fill_cache", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, out)
+    assert not out.exists()  # nothing to resume
+    assert shards(out)
+    assert sum(questions_to_teachers) > 0
+    questions_to_teachers.clear()
+    assert train(config, out).steps == 3
+    assert questions_to_teachers == []
+
+
+# --- out of memory --------------------------------------------------------------------------------------------------
+
+STARVED = """
+import resource, sys
+from pathlib import Path
+import torch
+from drivekd.cli import main
+from drivekd.distill.objectives import Objectives
+
+honest, calls = Objectives.losses, 0
+
+def hungry(self, batch, size):
+    if size.step == 4:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.getrlimit(resource.RLIMIT_AS)[1]))
+        torch.ones(1 << 26)  # 256 MB, as a long pack would want
+    return honest(self, batch, size)
+
+Objectives.losses = hungry
+main()
+"""
+
+
+def test_out_of_memory_says_what_to_lower_and_the_advice_works(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """A real limit, torch's real error, and the very command that the message gives."""
+    out = tmp_path / "run"
+    settings = [argument for override in overrides(out) for argument in ("--set", override)]
+    command = [sys.executable, "-c", STARVED, "train", str(tiny_run.yaml), *settings, "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    said = result.stderr.splitlines()[-1]
+    assert result.returncode == 1, result.stderr
+    assert "Traceback" not in result.stderr
+    assert re.match(r"error: out of memory on cpu: [\d,]+ of [\d,]+ MB used at the peak\. ", said), said
+    knobs = (
+        "training.micro_batch_size=1, training.max_pack_tokens=2048, student.gradient_checkpointing=true, student.lora={rank: 16}"
+    )
+    assert (
+        f"What helps, cheapest first: {knobs}. The last checkpoint is {out / 'checkpoints' / 'step-4'}; continue with: " in said
+    )
+    advised = re.search(r"continue with: drivekd (.*) \(.*can't allocate memory", said)
+    assert advised is not None, said
+    again = subprocess.run([sys.executable, "-m", "drivekd.cli", *advised[1].split()], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert steps_of(out) == list(range(1, STEPS + 1))
 
 
 # --- NaN ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_that_diverges_stops_and_names_the_term(tiny_run: TinyRun, tmp_path: Path) -> None:
-    config = tiny_run.config(*LENGTH, "optimizer.learning_rate=1e30", "training.checkpoint_every_steps=1")
-    with pytest.raises(TrainingError, match=r"step \d+: (the gradient of )?the loss term '\w+' is (nan|inf).*learning_rate"):
+    config = configured(tiny_run, tmp_path / "run", "optimizer.learning_rate=1e30", "training.checkpoint_every_steps=1")
+    what = r"step \d+: the loss term '\w+' is (nan|inf); .*It came up in a micro-batch with .*train\.json, record \d+"
+    with pytest.raises(TrainingError, match=rf"{what}.*learning_rate.* The last checkpoint is .*checkpoints/step-\d+$"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "final").exists()
     for path in (tmp_path / "run" / "checkpoints").iterdir():

@@ -1,6 +1,6 @@
-"""A micro-batch's losses: the batch, cross-entropy, signals and teachers, each against a slower, more obvious way.
+"""A micro-batch's losses: cross-entropy, signals and teachers, each against a slower, more obvious way.
 
-Models of 32 and 48 channels, six pictures, one thread; every trainer here is a real one.
+Models of 32 and 48 channels, six pictures, one thread; every trainer here is a real one. Packing has its own file.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_run import NO_TEACHERS, TinyRun, make_tokenizer, start_trainer, stepped
+from tiny_run import NO_TEACHERS, Pair, TinyRun, load_pair, make_tokenizer, start_trainer, stepped
 from torch import Tensor
 
-from drivekd.data.batch import IGNORED_LABEL, Batch, Collator
+from drivekd.data.batch import IGNORED_LABEL, Batch
+from drivekd.data.packs import single_packs
 from drivekd.data.sample import CAPABILITIES, Capability, Sample
-from drivekd.distill.objectives import mixing_matrix
+from drivekd.distill.features import Towers
+from drivekd.distill.mixing import mixing_matrix
+from drivekd.distill.rows import row_shares, rows_for
 from drivekd.distill.run import read_training_samples
+from drivekd.distill.signals import Signal
 from drivekd.distill.teachers import Teacher
 from drivekd.distill.trainer import Trainer
-from drivekd.errors import ConfigError, DataError
-from drivekd.models.internvl import load_model
+from drivekd.errors import ConfigError
+from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.models.tiny import TinySize, build_tiny, write_checkpoint
-from drivekd.processor import load_processor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,8 +39,8 @@ Start = Callable[..., Trainer]
 
 
 @pytest.fixture
-def start(tiny_run: TinyRun) -> Start:
-    return partial(start_trainer, tiny_run)
+def start(family_run: TinyRun) -> Start:
+    return partial(start_trainer, family_run)
 
 
 def assert_close(found: Tensor, expected: Tensor, rtol: float) -> None:
@@ -45,84 +48,43 @@ def assert_close(found: Tensor, expected: Tensor, rtol: float) -> None:
     assert float((found - expected).norm() / expected.norm()) <= rtol
 
 
-def samples_of(trainer: Trainer, capability: Capability, *, answered: bool = True) -> list[Sample]:
-    found = [sample for sample in trainer._samples.labelled if sample.capability == capability]
+def samples_of(run: TinyRun, *capabilities: Capability, answered: bool = True) -> list[Sample]:
+    found = [sample for sample in read_training_samples(run.config()).labelled if sample.capability in capabilities]
     return found if answered else [replace(sample, answer=None) for sample in found]
 
 
-# --- the batch ------------------------------------------------------------------------------------------------------
+def batch_of(pair: Pair, samples: list[Sample]) -> Batch:
+    return pair.collate(single_packs(samples))
 
 
-@pytest.fixture(scope="module")
-def collate(tiny_run: TinyRun) -> Collator:
-    return Collator(load_processor(tiny_run.student))
-
-
-def test_a_batch_is_its_samples_side_by_side(tiny_run: TinyRun, collate: Collator) -> None:
-    samples = read_training_samples(tiny_run.config()).labelled[:3]
-    batch = collate([samples[0], replace(samples[1], answer=None), samples[2]])
-    assert batch.pixel_values.shape == (4, 3, 56, 56)  # planning shows two pictures
-    assert batch.vision_mask.sum(1).tolist() == [4, 4, 8]
-    assert batch.labelled.tolist() == [True, False, True]
-    assert batch.capability.tolist() == [0, 1, 2]
-    prompts = load_processor(tiny_run.student).prompts
-    for row, sample in enumerate(samples):
-        prompt = prompts.prefix(len(sample.images)) + prompts.suffix(sample.question)
-        answer = prompts.answer(sample.answer or "") if row != 1 else []
-        length = len(prompt) + len(answer)
-        assert batch.input_ids[row, :length].tolist() == prompt + answer
-        assert batch.labels[row].tolist() == [
-            *([IGNORED_LABEL] * len(prompt)),
-            *answer,
-            *([IGNORED_LABEL] * (batch.labels.shape[1] - length)),
-        ]
-        assert batch.attention_mask[row].tolist() == [position < length for position in range(batch.labels.shape[1])]
-        assert batch.prompt_mask[row].tolist() == [position < len(prompt) for position in range(batch.labels.shape[1])]
-
-
-def test_padding_is_never_vision(tiny_run: TinyRun) -> None:
-    """Also not where the padding id is the image token's."""
-    collate = Collator(load_processor(tiny_run.student))
-    samples = read_training_samples(tiny_run.config()).labelled[:3]
-    collate._processor = replace(collate._processor, prompts=_with_image_token_id(collate._processor.prompts, 0))
-    batch = collate(samples)
-    assert not bool((batch.vision_mask & ~batch.attention_mask).any())
-
-
-def _with_image_token_id(prompts: Any, image_token_id: int) -> Any:
-    import copy
-
-    other = copy.copy(prompts)
-    other.image_token_id = image_token_id
-    return other
-
-
-@pytest.mark.parametrize("field", ["question", "answer"])
-def test_a_marker_in_a_record_is_named_with_its_record(tiny_run: TinyRun, collate: Collator, field: str) -> None:
-    sample = read_training_samples(tiny_run.config()).labelled[2]
-    with pytest.raises(DataError, match=r"train\.json, record 3: the (question|answer) contains the chat marker"):
-        collate([replace(sample, **{field: "Look <|im_end|>"})])
+def run_alone(model: Any, pair: Pair, sample: Sample, **options: Any) -> tuple[Batch, Any]:
+    """One sample through transformers' own decoder: no padding, no packing, no mask of ours."""
+    batch = batch_of(pair, [sample])
+    features = encode_images(model, pair.collate.pixel_values(sample.images, "here")).flatten(0, 1)
+    embeds = model.get_input_embeddings()(batch.input_ids).masked_scatter(batch.vision_mask[..., None], features)
+    positions = rotary_positions(model, batch.positions)
+    return batch, language_model(model)(inputs_embeds=embeds, position_ids=positions, use_cache=False, **options)
 
 
 # --- cross-entropy --------------------------------------------------------------------------------------------------
 
 
-def test_ce_is_the_mean_over_samples_of_the_mean_over_answers(start: Start) -> None:
+def test_ce_is_the_mean_over_samples_of_the_mean_over_answers(family_run: TinyRun) -> None:
     """Against full logits of one sample at a time: no padding, no gathering, no micro-batches."""
-    trainer = start(*NO_TEACHERS, "training.batch_size=7")
-    reference = load_model(trainer.config.student.checkpoint)
-    samples = trainer._step_samples()
+    pair = load_pair(family_run, *NO_TEACHERS)
+    reference = load_model(family_run.student)
+    samples = samples_of(family_run, *CAPABILITIES)[:7]
     losses = []
     for sample in samples:
-        batch = trainer._collate([sample])
-        logits = reference(input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False).logits[0]
+        batch, output = run_alone(reference, pair, sample)
+        logits = reference.lm_head(output.last_hidden_state)[0]
         losses.append(F.cross_entropy(logits[:-1], batch.labels[0, 1:], ignore_index=IGNORED_LABEL))
     expected = torch.stack(losses).mean()
     expected.backward()
-    record, found = stepped(trainer)
-    assert record["loss"]["ce"] == pytest.approx(float(expected.detach()), rel=1e-5)  # fp32
     gradient = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None])
-    assert_close(found, gradient, rtol=1e-4)  # fp32, sums of padded and unpadded batches in another order
+    found, gradients = pair.gradients([single_packs(samples[:4]), single_packs(samples[4:])])
+    assert found["ce"] == pytest.approx(float(expected.detach()), rel=1e-5)  # fp32
+    assert_close(gradients["ce"], gradient, rtol=1e-5)  # fp32, sums of padded and unpadded batches in another order
 
 
 @pytest.mark.parametrize("anchor", ["shared", "own"])
@@ -147,107 +109,139 @@ def test_own_anchors_split_ce_by_capability(start: Start) -> None:
 # --- signals --------------------------------------------------------------------------------------------------------
 
 
-def losses_of(trainer: Trainer, batch: Batch) -> dict[str, float]:
-    found = trainer._objectives(batch, num_labelled=max(1, int(batch.labelled.sum())), num_samples=len(batch.labels))
-    return {trainer._rows.names[row]: float(loss.detach()) for row, loss in found.items()}
+@pytest.fixture(scope="module")
+def pair(family_run: TinyRun) -> Pair:
+    return load_pair(family_run)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_a_sample_learns_from_its_capabilitys_teacher(start: Start, capability: Capability) -> None:
-    trainer = start()
-    batch = trainer._collate(samples_of(trainer, capability))
-    assert set(losses_of(trainer, batch)) == {"ce", capability}
+def test_a_sample_learns_from_its_capabilitys_teacher(family_run: TinyRun, pair: Pair, capability: Capability) -> None:
+    batch = batch_of(pair, samples_of(family_run, capability))
+    assert set(pair.losses(batch)) == {"ce", capability}
 
 
-def test_unlabelled_samples_have_no_ce(start: Start) -> None:
-    trainer = start()
-    batch = trainer._collate(samples_of(trainer, "planning", answered=False))
-    assert set(losses_of(trainer, batch)) == {"planning"}
+def test_unlabelled_samples_have_no_ce(family_run: TinyRun, pair: Pair) -> None:
+    batch = batch_of(pair, samples_of(family_run, "planning", answered=False))
+    assert set(pair.losses(batch)) == {"planning"}
 
 
-def test_signal_losses_are_the_mean_over_samples_of_the_plain_formula(start: Start) -> None:
-    """One sample at a time through eager attention of both models, straight from METHOD section 1."""
-    trainer = start()
-    student, teacher = (
-        load_model(path, attention="eager") for path in (trainer.config.student.checkpoint, trainer.config.teachers.planning)
-    )
-    samples = samples_of(trainer, "planning")[:3]
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_signal_losses_are_the_mean_over_samples_of_the_plain_formula(
+    family_run: TinyRun, pair: Pair, capability: Capability
+) -> None:
+    """One sample at a time through eager attention of both models, straight from METHOD section 1. 3 and 4 layers deep."""
+    student, teacher = (load_model(path, attention="eager") for path in (family_run.student, family_run.teacher))
+    groups = {"perception": [(0, [0])], "planning": [(1, [2])], "reasoning": [(0, [0, 1]), (1, [1, 2])]}[capability]
+    samples = samples_of(family_run, capability)[:3]
     expected = []
     for sample in samples:
-        batch = trainer._collate([sample])
-        maps = [
-            model(input_ids=batch.input_ids, pixel_values=batch.pixel_values, use_cache=False, output_attentions=True)
-            .attentions[-2][0]
-            .mean(0)
-            for model in (student, teacher)
-        ]
-        pairs = ~batch.vision_mask[0][:, None] & batch.vision_mask[0][None, :]
-        expected.append(float((maps[0] - maps[1])[pairs].square().mean().detach()))
-    found = losses_of(trainer, trainer._collate(samples))["planning"]
-    assert found == pytest.approx(sum(expected) / 3, rel=1e-3)  # squares of fp32 differences of order 1e-3
+        with torch.no_grad():
+            batch, ours = run_alone(student, pair, sample, output_attentions=True)
+            _, theirs = run_alone(teacher, pair, sample, output_attentions=True)
+        text = ~batch.vision_mask[0]
+        pairs = torch.ones(len(text), len(text), dtype=torch.bool)
+        if capability != "reasoning":
+            pairs = text[:, None] & ~text[None]
+        layers = []
+        for layer, group in groups:
+            target = torch.stack([theirs.attentions[other][0].mean(0) for other in group]).mean(0)
+            layers.append(float((ours.attentions[layer][0].mean(0) - target)[pairs].square().mean()))
+        expected.append(sum(layers) / len(layers))
+    found = pair.losses(batch_of(pair, samples))[capability]
+    assert found == pytest.approx(sum(expected) / 3, rel=1e-4)  # squares of fp32 differences of 1e-2
 
 
-def test_the_released_mixing_is_a_weighted_mean_of_teachers(start: Start) -> None:
+def test_kl_is_between_the_next_words_of_both_models(family_run: TinyRun) -> None:
+    pair = load_pair(family_run, "signals.planning.loss=kl")
+    student, teacher = (load_model(path) for path in (family_run.student, family_run.teacher))
+    samples = samples_of(family_run, "planning")[:3]
+    expected = []
+    for sample in samples:
+        with torch.no_grad():
+            batch, _ = run_alone(student, pair, sample)
+            logits = [model.lm_head(run_alone(model, pair, sample)[1].last_hidden_state)[0] for model in (teacher, student)]
+        p, q = (x[:-1][batch.labels[0, 1:] != IGNORED_LABEL].log_softmax(-1) for x in logits)
+        expected.append(float((p.exp() * (p - q)).sum(-1).mean()))
+    assert pair.losses(batch_of(pair, samples))["planning"] == pytest.approx(sum(expected) / 3, rel=1e-4)  # fp32
+
+
+def test_the_released_mixing_is_a_weighted_mean_of_teachers(family_run: TinyRun, pair: Pair) -> None:
     matrix = mixing_matrix("released")
-    assert matrix.diagonal().tolist() == pytest.approx([0.8] * 3)
-    assert matrix.sum(1).tolist() == pytest.approx([1.0] * 3)
-    routed, mixed = start(), start("signals.mixing=released")
-    batch = routed._collate(samples_of(routed, "perception"))
-    found = losses_of(mixed, batch)
+    samples = samples_of(family_run, "perception")
+    found = load_pair(family_run, "signals.mixing=released").losses(batch_of(pair, samples))
     for index, name in enumerate(CAPABILITIES):
-        pretended = replace(batch, capability=torch.full_like(batch.capability, index))
-        expected = float(matrix[0, index]) * losses_of(routed, pretended)[name]
+        pretended = [replace(sample, capability=name) for sample in samples]
+        expected = float(matrix[0, index]) * pair.losses(batch_of(pair, pretended))[name]
         assert found[name] == pytest.approx(expected, rel=1e-5)  # fp32
 
 
-def disturbed(trainer: Trainer, monkeypatch: pytest.MonkeyPatch, positions: Callable[[Batch], Tensor]) -> None:
+# --- rows -----------------------------------------------------------------------------------------------------------
+
+
+def disturbed(pair: Pair, monkeypatch: pytest.MonkeyPatch, positions: Callable[[Batch], Tensor]) -> None:
     """Let the teacher say something else on the rows that `positions(batch)` [B, S] marks."""
-    assert trainer.teachers is not None
-    honest = trainer.teachers.attention
+    assert pair.teachers is not None
+    honest = Teacher.maps
 
-    def attention(capability: Capability, batch: Batch) -> dict[int, Tensor]:
-        maps = honest(capability, batch)
-        return {layer: values.masked_fill(positions(batch)[:, :, None], 0.3) for layer, values in maps.items()}
+    def maps(self: Teacher, batch: Batch, signals: list[Signal]) -> Any:
+        found = honest(self, batch, signals)
+        at = found.at
 
-    monkeypatch.setattr(trainer.teachers, "attention", attention)
+        def changed(signal: Signal, layer: int, view: Any, places: Any) -> Tensor:
+            marked = positions(view.batch).gather(1, places.rows)
+            return at(signal, layer, view, places).masked_fill(marked[:, :, None], 0.3)
 
+        found.at = changed  # type: ignore[method-assign]
+        return found
 
-@pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("rows", "sees_answers"), [("all", True), ("question", False)])
-def test_rows_behind_the_prompt_count_only_where_they_may(
-    start: Start, monkeypatch: pytest.MonkeyPatch, capability: Capability, rows: str, sees_answers: bool
-) -> None:
-    trainer = start(f"signals.rows={rows}")
-    batch = trainer._collate(samples_of(trainer, capability))
-    before = losses_of(trainer, batch)[capability]
-    disturbed(trainer, monkeypatch, lambda batch: ~batch.prompt_mask)
-    after = losses_of(trainer, batch)[capability]
-    assert (after != before) == sees_answers
+    monkeypatch.setattr(Teacher, "maps", maps)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_unlabelled_samples_compare_the_prompts_rows_alone(
-    start: Start, monkeypatch: pytest.MonkeyPatch, capability: Capability
+@pytest.mark.parametrize("rows", ["all", "question", "answer"])
+def test_rows_count_only_where_they_may(
+    family_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capability: Capability, rows: str
 ) -> None:
-    """Rows behind the answer's tokens would see the answer, if a batch still had one."""
-    trainer = start()
-    batch = trainer._collate(samples_of(trainer, capability))
-    batch = replace(batch, labelled=torch.zeros_like(batch.labelled))
-    before = losses_of(trainer, batch)
-    disturbed(trainer, monkeypatch, lambda batch: ~batch.prompt_mask)
-    assert losses_of(trainer, batch) == before
-    disturbed(trainer, monkeypatch, lambda batch: batch.prompt_mask)
-    assert losses_of(trainer, batch) != before
+    pair = load_pair(family_run, f"signals.rows={rows}")
+    batch = batch_of(pair, samples_of(family_run, capability))
+    before = pair.losses(batch)[capability]
+    for marked, matters in ((lambda b: ~b.prompt_mask, rows != "question"), (lambda b: b.prompt_mask, rows != "answer")):
+        with monkeypatch.context() as patch:
+            disturbed(pair, patch, marked)
+            assert (pair.losses(batch)[capability] != before) == matters
 
 
-def test_the_record_has_each_terms_mean_over_its_own_samples(start: Start) -> None:
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_unlabelled_samples_compare_the_prompts_rows_whatever_is_asked(family_run: TinyRun, capability: Capability) -> None:
+    found = []
+    for rows in ("all", "question", "answer"):
+        pair = load_pair(family_run, f"signals.rows={rows}")
+        found.append(pair.losses(batch_of(pair, samples_of(family_run, capability, answered=False)))[capability])
+    assert found[0] > 0
+    assert found[1] == found[0] == found[2]
+
+
+# --- what a step's record says --------------------------------------------------------------------------------------
+
+
+def test_the_record_has_each_terms_mean_over_its_own_samples(start: Start, family_run: TinyRun) -> None:
     """Labelled samples for a CE term, all of the capability for a signal; a term without samples is left out."""
-    trainer = start("training.batch_size=5", "training.unlabelled_batch_size=4", "projection.anchor=own")
-    samples = trainer._step_samples()
+    settings = ("training.batch_size=18", "training.unlabelled_batch_size=18", "projection.anchor=own")
+    pair, every = load_pair(family_run, *settings), read_training_samples(family_run.config())
     expected: dict[str, float] = {}
-    for name in {sample.capability for sample in samples}:
-        expected |= losses_of(trainer, trainer._collate([sample for sample in samples if sample.capability == name]))
-    assert trainer.step()["loss"] == pytest.approx(expected, rel=1e-5)  # fp32
+    for name in CAPABILITIES:
+        chosen = [sample for sample in (*every.labelled, *every.unlabelled) if sample.capability == name]
+        expected |= pair.losses(batch_of(pair, chosen))
+    assert start(*settings).step()["loss"] == pytest.approx(expected, rel=1e-5)  # fp32
+
+
+def test_shares_are_parts_of_the_step(family_run: TinyRun) -> None:
+    """Four labelled samples of six, of which two are of one capability; a share is what divides a row's sum."""
+    samples = samples_of(family_run, *CAPABILITIES)[:4] + samples_of(family_run, "planning", answered=False)[:2]
+    rows = rows_for(family_run.config("projection.anchor=own"))
+    shares = row_shares(rows, samples, torch.tensor([[0.8, 0.1, 0.1]] * 6))
+    expected = {"ce_perception": 0.5, "ce_reasoning": 0.25, "ce_planning": 0.25}
+    assert shares == pytest.approx(expected | {"perception": 0.8, "reasoning": 0.1, "planning": 0.1})
 
 
 def test_answers_in_an_unlabelled_file_are_not_learnt_from(tiny_run: TinyRun) -> None:
@@ -262,34 +256,45 @@ def test_answers_in_an_unlabelled_file_are_not_learnt_from(tiny_run: TinyRun) ->
 
 @pytest.mark.parametrize("subset", [s for r in range(4) for s in itertools.combinations(CAPABILITIES, r)], ids="+".join)
 @pytest.mark.parametrize("anchor", ["shared", "own"])
-def test_any_subset_of_teachers_trains(start: Start, tiny_run: TinyRun, subset: tuple[Capability, ...], anchor: str) -> None:
+def test_any_subset_of_teachers_trains(tiny_run: TinyRun, subset: tuple[Capability, ...], anchor: str) -> None:
     named = ", ".join(f"{name}: {tiny_run.teacher}" for name in subset)
     unlabelled = () if subset else NO_TEACHERS[1:]
-    trainer = start(f"teachers={{{named}}}", f"projection.anchor={anchor}", *unlabelled)
+    trainer = start_trainer(tiny_run, f"teachers={{{named}}}", f"projection.anchor={anchor}", *unlabelled)
     before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
     record = trainer.step()
     assert all(record["loss"][name] > 0 for name in subset)
-    assert set(record["signal_scale"]) == set(subset) == set(record["conflict_cosine"])
+    assert set(record["weight"]) == {"ce", *subset}
+    assert set(record["conflict_cosine"]) == set(subset)
     assert any(value > 0 for name, value in record["loss"].items() if name.startswith("ce"))
     assert all(math.isfinite(value) for value in record["gradient_norm"].values())
     assert any(not torch.equal(before[name], value) for name, value in trainer.student.state_dict().items())
 
 
-def test_ce_of_a_capability_without_teacher_takes_part(start: Start, tiny_run: TinyRun) -> None:
+def test_ce_of_a_capability_without_teacher_takes_part(tiny_run: TinyRun) -> None:
     settings = ("signals.planning.weight=0", "signals.weighting=static", "projection.anchor=own")
-    _, found = stepped(start(f"teachers={{planning: {tiny_run.teacher}}}", *settings, "training.unlabelled_batch_size=0"))
-    _, expected = stepped(start(*NO_TEACHERS))
+    only = f"teachers={{planning: {tiny_run.teacher}}}"
+    _, found = stepped(start_trainer(tiny_run, only, *settings, "training.unlabelled_batch_size=0"))
+    _, expected = stepped(start_trainer(tiny_run, *NO_TEACHERS))
     assert_close(found, expected, rtol=1e-5)  # fp32
 
 
-def test_cutting_a_teacher_does_not_change_what_it_says(tiny_run: TinyRun, collate: Collator) -> None:
-    batch = collate(read_training_samples(tiny_run.config()).labelled[:3])
-    whole, cut = (Teacher(tiny_run.teacher, torch.device("cpu"), torch.float32) for _ in range(2))
-    cut.keep_layers(2)
-    assert len(cut._model.model.language_model.layers) == 3
-    expected, found = whole.attention(batch, (0, 2)), cut.attention(batch, (0, 2))
-    assert all(torch.equal(found[layer], expected[layer]) for layer in (0, 2))
-    assert not found[0].requires_grad
+def test_cutting_a_teacher_does_not_change_what_it_says(family_run: TinyRun, pair: Pair) -> None:
+    """It ends behind the last layer that a signal reads, and has no head; for words it needs both."""
+    batch = batch_of(pair, samples_of(family_run, "planning")[:3])
+    planning = Signal("planning", "full_map", "mse", (1,), ((2,),))
+    words = Signal("reasoning", "full_map", "kl", (), ())
+
+    def teacher(signals: list[Signal]) -> Teacher:
+        made = Teacher(family_run.teacher, Towers(pair.collate), torch.device("cpu"), torch.float32)
+        made.signals = signals
+        return made
+
+    whole, cut = teacher([planning, words]), teacher([planning])
+    assert (len(language_model(whole.model).layers), len(language_model(cut.model).layers)) == (4, 3)
+    assert not list(cut.model.lm_head.parameters())
+    expected, found = (made.maps(batch, [planning]).captured.attention[2] for made in (whole, cut))
+    assert torch.equal(found, expected)
+    assert not found.requires_grad
 
 
 def tiny_checkpoint(folder: Path, **changes: Any) -> Path:
@@ -306,15 +311,20 @@ def tiny_checkpoint(folder: Path, **changes: Any) -> Path:
     ids=["tiles", "vocabulary"],
 )
 def test_a_teacher_that_cuts_text_or_images_otherwise_is_refused(
-    start: Start, tmp_path: Path, changes: dict[str, Any], words: str
+    tiny_run: TinyRun, tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     other = tiny_checkpoint(tmp_path / "other", **changes)
     with pytest.raises(ConfigError, match=words) as caught:
-        start(f"teachers.reasoning={other}")
+        start_trainer(tiny_run, f"teachers.reasoning={other}")
     assert f"teachers.reasoning = {other}" in str(caught.value)
 
 
-def test_unlabelled_records_of_an_untaught_capability_are_left_out(start: Start, tiny_run: TinyRun) -> None:
-    trainer = start(f"teachers={{planning: {tiny_run.teacher}}}", "training.micro_batch_size=1")
-    assert {sample.capability for sample in trainer._samples.unlabelled} == {"planning"}
-    trainer.step()
+def test_a_teacher_of_another_family_is_refused_with_the_reason(tiny_run: TinyRun, tiny_qwen_run: TinyRun) -> None:
+    with pytest.raises(ConfigError, match=r"the teacher is a 'qwen2_5_vl' model, the student a 'internvl' one; attention maps"):
+        start_trainer(tiny_run, f"teachers.reasoning={tiny_qwen_run.teacher}")
+
+
+def test_unlabelled_records_of_an_untaught_capability_are_left_out(tiny_run: TinyRun) -> None:
+    samples = read_training_samples(tiny_run.config(f"teachers={{planning: {tiny_run.teacher}}}"))
+    assert {sample.capability for sample in samples.unlabelled} == {"planning"}
+    assert {sample.capability for sample in samples.labelled} == set(CAPABILITIES)

@@ -18,6 +18,7 @@ from drivekd.distill.projection import Pair, agp_coefficients, project
 Vectors = NDArray[np.float64]  # [N, P]
 
 OWN_PAIRS = [(0, 3), (1, 4), (2, 5)]
+FAMILIES = 300
 STAGES = [(), (1,), (2,), (1, 2)]
 
 
@@ -37,11 +38,31 @@ def random_family(seed: int, num_rows: int) -> Vectors:
     return g * 10.0 ** rng.uniform(-3, 3, (num_rows, 1))
 
 
+def degenerate_family(seed: int) -> tuple[Vectors, list[Pair]]:
+    """CE and 2 to 5 followers, shared or own anchors: scales 1e-6 to 1e3, some followers nearly along or against their anchor,
+    some exactly against it, some zero."""
+    rng = np.random.default_rng([seed, 1])
+    k = int(rng.integers(2, 6))
+    pairs = [(0, 1 + c) for c in range(k)] if seed % 2 else [(c, k + c) for c in range(k)]
+    g = rng.standard_normal((1 + pairs[-1][1], rng.integers(8, 40)))
+    for anchor, follower in pairs:
+        kind = rng.integers(5)
+        if kind < 2:
+            g[follower] = (-1) ** kind * g[anchor] + 10 ** rng.uniform(-4, -1) * g[follower]
+        elif kind == 2:
+            g[follower] = -g[anchor]
+        elif kind == 3 and follower != pairs[-1][1]:  # the last one stays
+            g[follower] = 0
+    return g * 10.0 ** rng.uniform(-6, 3, (len(g), 1)), pairs
+
+
 def explicit(g: Vectors, order: Sequence[int], pairs: Sequence[Pair], multiplicity: str, stages: Sequence[int]) -> Vectors:
-    """METHOD section 3 word by word, with a projected copy of every vector; all gradients non-zero."""
+    """METHOD section 3 word by word, with a projected copy of every vector. Under a shared anchor zero followers do not count."""
+    shared = len({anchor for anchor, _ in pairs}) < len(pairs)
+    pairs = [pairs[position - 1] for position in order if not shared or g[pairs[position - 1][1]].any()]
     anchors = [anchor for anchor, _ in pairs]
     merged = []
-    for anchor, follower in (pairs[position - 1] for position in order):
+    for anchor, follower in pairs:
         g_0, g_c = g[anchor], g[follower]
         if 1 in stages and g_c @ g_0 < 0:
             g_c = g_c - (g_c @ g_0) / (g_0 @ g_0) * g_0
@@ -99,7 +120,7 @@ def test_equal_to_explicit_projections_over_random_families(pairs: list[Pair] | 
     """300 families, each under all 6 permutations; stages and multiplicity take turns."""
     num_rows = 4 if pairs is None else 6
     worst = 0.0
-    for seed in range(300):
+    for seed in range(FAMILIES):
         g = random_family(seed, num_rows)
         stages = STAGES[seed % 4]
         multiplicity = ("per_capability", "once")[seed // 4 % 2]
@@ -110,9 +131,43 @@ def test_equal_to_explicit_projections_over_random_families(pairs: list[Pair] | 
     assert worst <= 1e-6  # float64 Gram matrices reach 6.5e-15 (METHOD section 3); sums that nearly cancel lose digits
 
 
+@pytest.mark.parametrize("stages", STAGES, ids=str)
+@pytest.mark.parametrize("multiplicity", ["per_capability", "once"])
+def test_equal_to_explicit_projections_where_gradients_degenerate(multiplicity: str, stages: tuple[int, ...]) -> None:
+    """Relative to the longest gradient: what is left of a follower against its anchor, or of a sum that cancels, is rounding
+    noise of the gradients themselves, in vectors as in coefficients."""
+    worst = 0.0
+    for seed in range(FAMILIES):
+        g, pairs = degenerate_family(seed)
+        order = (np.random.default_rng(seed).permutation(len(pairs)) + 1).tolist()
+        found = agp_coefficients(gram(g), order, pairs=pairs, anchor_multiplicity=multiplicity, stages=stages)  # type: ignore[arg-type]
+        expected = explicit(g, order, pairs, multiplicity, stages)
+        worst = max(worst, float(np.linalg.norm(found.numpy() @ g - expected) / np.linalg.norm(g, axis=1).max()))
+    assert worst <= 1e-6
+
+
+def test_a_follower_exactly_against_its_anchor_vanishes() -> None:
+    """However much longer it is: 1e9 · 1e-16 of it would be noise of CE's length."""
+    for scale in (1.0, 1e3, 1e9):
+        g = vectors([1, 2, 3], [-scale, -2 * scale, -3 * scale], [0.1, 0, 0])
+        assert agp_coefficients(gram(g), [1, 2]).tolist() == pytest.approx([2, 0, 1], abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_sum_that_cancels_projects_nothing(seed: int) -> None:
+    """M_1 = g_0 / 2 + g_1 is 1e-9 of its parts: rounding noise as a denominator gave coefficients of 1e7, which fp32 rows cannot
+    carry."""
+    rng = np.random.default_rng(seed)
+    d = rng.standard_normal(6)
+    across = 1e3 * rng.standard_normal(6)
+    g = np.stack([d, -d / 2 * (1 + 1e-9 * rng.standard_normal()), across - (across @ d) / (d @ d) * d])
+    found = agp_coefficients(gram(g), [1, 2], anchor_multiplicity="once", stages=[2])
+    assert float(found.abs().max()) == pytest.approx(1.0, abs=1e-9)
+
+
 def test_the_families_do_conflict() -> None:
     """Otherwise the test above would say nothing about either stage."""
-    found = [project(gram(random_family(seed, 6)), [1, 2, 3], pairs=OWN_PAIRS) for seed in range(300)]
+    found = [project(gram(random_family(seed, 6)), [1, 2, 3], pairs=OWN_PAIRS) for seed in range(FAMILIES)]
     assert sum(projection.stage_1_fired > 0 for projection in found) > 100
     assert sum(projection.stage_2_fired > 0 for projection in found) > 100
 

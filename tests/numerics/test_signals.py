@@ -1,7 +1,11 @@
-"""Which layers learn from which, and the signals' losses against plain loops."""
+"""Which layers learn from which, and the signals' losses against plain loops.
+
+B = 2 packs, N = 3 samples, S = 9 positions
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +15,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drivekd.config import SignalConfig
-from drivekd.distill.signals import Signal, group_layers, signal_for, signal_loss, text_to_vision_pairs
+from drivekd.data.batch import Batch
+from drivekd.data.sample import Sample
+from drivekd.distill.signals import (
+    CountedRows,
+    Form,
+    LossKind,
+    Places,
+    Signal,
+    group_layers,
+    places_of,
+    signal_for,
+    signal_loss,
+    text_to_vision_places,
+)
 from drivekd.errors import ConfigError
 
 DEPTHS = {"1B": 24, "2B": 28, "8B": 28, "14B": 48, "38B": 64, "78B": 80}  # InternVL3's language models, METHOD section 1
@@ -122,69 +139,146 @@ def test_a_layer_that_does_not_exist_is_named(layers: dict[str, list[int]], who:
     assert known in text
 
 
+def test_kl_compares_words_and_no_layers() -> None:
+    signal = signal_for("reasoning", SignalConfig(loss="kl"), 24, 28, "window")
+    assert (signal.student_layers, signal.teacher_groups, signal.teacher_layers) == ((), (), ())
+
+
+@pytest.mark.parametrize("form", ["text_to_vision", "full_map"])
+def test_a_form_may_be_chosen(form: Any) -> None:
+    for capability in ("perception", "reasoning", "planning"):
+        assert signal_for(capability, SignalConfig(form=form), 24, 28, "window").form == form  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("capability", ["reasoning", "planning"])
 def test_a_model_of_one_layer_has_no_layer_before_its_last(capability: Any) -> None:
     with pytest.raises(ConfigError, match=f"signals.{capability}.student_layers"):
         signal_for(capability, SignalConfig(), 1, 28, "window")
 
 
-# --- losses ---------------------------------------------------------------------------------------------------------
+# --- rows and columns -----------------------------------------------------------------------------------------------
+
+# Two packs: a prefix of 4 (two of them vision) with questions of 2 and 3, of which the second is unlabelled; a prefix of 3 (one
+# of them vision) with one question of 3 and padding.
+SEGMENT = torch.tensor([[0, 0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 1, -1, -1, -1]])
+VISION = torch.tensor([[0, 1, 1, 0, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+ANSWER = torch.tensor([[0, 0, 0, 0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0, 0]], dtype=torch.bool)
+N, B, S = 3, 2, 9
+FORMS: tuple[Form, ...] = ("text_to_vision", "full_map")
+COUNTED: tuple[CountedRows, ...] = ("all", "question", "answer")
 
 
-def rand(*shape: int, seed: int) -> Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    zeros = torch.zeros(B, S, dtype=torch.long)
+    samples = tuple(Sample(f"record {n}", "planning", "q", None if n == 1 else "a", (Path("x.png"),)) for n in range(N))
+    return Batch(
+        input_ids=zeros,
+        labels=zeros,
+        segment=SEGMENT,
+        positions=zeros[None],
+        vision_mask=VISION,
+        prompt_mask=(SEGMENT >= 0) & ~ANSWER,
+        pack=torch.tensor([0, 0, 1]),
+        question=torch.tensor([1, 2, 1]),
+        capability=torch.full((N,), 2),
+        labelled=torch.tensor([True, False, True]),
+        images=((Path("x.png"),),) * 2,
+        samples=samples,
+    )
 
 
-B, S = 2, 6
-VISION = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0]], dtype=torch.bool)
-ROWS = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]], dtype=torch.bool)  # the second sample is shorter
+def pairs_of(form: Form, counted: CountedRows, sample: int) -> list[tuple[int, int]]:
+    """METHOD section 1, word by word: which (row, column) of its pack's map is a sample's, visible or not."""
+    pack, question = ((0, 1), (0, 2), (1, 1))[sample]
+    own = [i for i in range(S) if SEGMENT[pack, i] in (0, question)]
+    unlabelled = sample == 1
+    rows = {
+        "all": own,
+        "question": [i for i in own if not ANSWER[pack, i]],
+        "answer": [i for i in own if ANSWER[pack, i] or unlabelled],
+    }[counted]
+    if form == "text_to_vision":
+        return [(i, j) for i in rows if not VISION[pack, i] for j in range(S) if VISION[pack, j]]
+    columns = own if counted != "question" else rows
+    return [(i, j) for i in rows for j in columns]
 
 
-def maps(layers: range, seed: int) -> dict[int, Tensor]:
-    return {layer: rand(B, S, S, seed=seed + layer).tril() for layer in layers}
+def visible_map(seed: int) -> Tensor:
+    """[B, S, S] as attention makes it: nothing later, nothing of another question, nothing of padding."""
+    values = torch.rand((B, S, S), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    same = SEGMENT[:, :, None] == SEGMENT[:, None]
+    return (values * (same | (SEGMENT[:, None] == 0))).tril()
 
 
-def test_pairs_are_text_rows_times_vision_columns() -> None:
-    mask = text_to_vision_pairs(VISION, ROWS)
-    for b in range(B):
-        for i in range(S):
-            for j in range(S):
-                assert bool(mask[b, i, j]) == bool(ROWS[b, i] and not VISION[b, i] and VISION[b, j])
+def at(places: Places, whole: Tensor) -> Tensor:
+    rows = torch.stack([whole[b][places.rows[b]] for b in range(B)])
+    return torch.stack([rows[b][:, places.columns[b]] for b in range(B)])
 
 
-@pytest.mark.parametrize("form", ["text_to_vision", "full_map"])
-def test_signal_loss_equals_a_plain_loop(form: Any) -> None:
-    signal = Signal("reasoning", form, (0, 2), ((0, 1, 3), (2,)))
-    student, teacher = maps(range(3), 0), maps(range(4), 50)
-    expected = torch.zeros(B, dtype=torch.float64)
-    for b in range(B):
-        for layer, group in zip(signal.student_layers, signal.teacher_groups, strict=True):
-            total, count = 0.0, 0
-            for i in range(S):
-                for j in range(S):
-                    is_pair = ROWS[b, i] and (ROWS[b, j] if form == "full_map" else bool(not VISION[b, i]) and bool(VISION[b, j]))
-                    if is_pair:
-                        target = sum(float(teacher[t][b, i, j]) for t in group) / len(group)
-                        total += (float(student[layer][b, i, j]) - target) ** 2
-                        count += 1
-            expected[b] += total / count / len(signal.student_layers)
-    found = signal_loss(signal, student, teacher, VISION, ROWS)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+def test_text_rows_and_vision_columns(batch: Batch) -> None:
+    places = text_to_vision_places(batch)
+    text = [[0, 3, 4, 5, 6, 7, 8], [0, 2, 3, 4, 5]]
+    assert [row[mask].tolist() for row, mask in zip(places.rows, places.row_mask, strict=True)] == text
+    assert [row[mask].tolist() for row, mask in zip(places.columns, places.column_mask, strict=True)] == [[1, 2], [1]]
 
 
-@pytest.mark.parametrize("form", ["text_to_vision", "full_map"])
-def test_rows_that_do_not_count_do_not_matter(form: Any) -> None:
-    signal = Signal("reasoning", form, (0,), ((0,),))
-    student, teacher = maps(range(1), 0), maps(range(1), 9)
-    before = signal_loss(signal, student, teacher, VISION, ROWS)
-    teacher[0][1, 4:] = 77.0  # the second sample's rows behind its end
-    teacher[0][1, :, 4:] = 77.0
-    assert torch.equal(signal_loss(signal, student, teacher, VISION, ROWS), before)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("counted", COUNTED)
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+def test_signal_loss_equals_a_plain_loop(batch: Batch, form: Form, counted: CountedRows, loss: LossKind) -> None:
+    signal = Signal("reasoning", form, loss, (0, 2), ((0,), (1,)))
+    places = places_of(form, batch)
+    students, teachers = ([visible_map(seed) for seed in seeds] for seeds in ((0, 1), (2, 3)))
+    expected = []
+    for sample in range(N):
+        pack, pairs = (0, 0, 1)[sample], pairs_of(form, counted, sample)
+        layers = []
+        for student, teacher in zip(students, teachers, strict=True):
+            s, t = (torch.stack([whole[pack, i, j] for i, j in pairs]) for whole in (student, teacher))
+            layers.append(float((s - t).square().mean()) if loss == "mse" else 1 - float(torch.cosine_similarity(s, t, dim=0)))
+        expected.append(sum(layers) / 2)
+    maps = [[at(places, whole) for whole in wholes] for wholes in (students, teachers)]
+    found = signal_loss(signal, *maps, batch, places, counted)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["text_to_vision", "full_map"])
-def test_a_perfect_student_pays_nothing(form: Any) -> None:
-    teacher = maps(range(3), 4)
-    signal = Signal("planning", form, (1,), ((0, 2),))
-    student = {1: (teacher[0] + teacher[2]) / 2}
-    assert signal_loss(signal, student, teacher, VISION, ROWS).tolist() == [0.0, 0.0]
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("counted", COUNTED)
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+def test_what_is_not_a_samples_does_not_matter(batch: Batch, form: Form, counted: CountedRows, loss: LossKind) -> None:
+    """Rows of padding, padded places, and for each sample the other questions' rows: the teacher may say there what it likes."""
+    signal = Signal("reasoning", form, loss, (0,), ((0,),))
+    places = places_of(form, batch)
+    student, teacher = at(places, visible_map(0)), at(places, visible_map(2))
+    before = signal_loss(signal, [student], [teacher], batch, places, counted)
+    padded = ~(places.row_mask[:, :, None] & places.column_mask[:, None])
+    assert torch.equal(signal_loss(signal, [student], [teacher.masked_fill(padded, 77.0)], batch, places, counted), before)
+    others = (batch.segment.gather(1, places.rows) == 2)[:, :, None]
+    changed = signal_loss(signal, [student], [teacher.masked_fill(others, 0.3)], batch, places, counted)
+    assert torch.equal(changed[[0, 2]], before[[0, 2]])
+    assert changed[1] != before[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+def test_a_perfect_student_pays_nothing(batch: Batch, form: Form, loss: LossKind) -> None:
+    signal = Signal("planning", form, loss, (1,), ((0,),))
+    places = places_of(form, batch)
+    same = at(places, visible_map(4))
+    torch.testing.assert_close(
+        signal_loss(signal, [same], [same], batch, places, "all"), torch.zeros(3).double(), rtol=0, atol=1e-15
+    )
+
+
+@pytest.mark.parametrize("loss", ["mse", "cosine"])
+@pytest.mark.parametrize("empty", [0.0, 1e-30])
+def test_maps_of_nothing_have_finite_losses_and_gradients(batch: Batch, loss: LossKind, empty: float) -> None:
+    """A cosine's root at 0 has an infinite slope, and infinity times a masked 0 is NaN."""
+    signal = Signal("planning", "text_to_vision", loss, (1,), ((0,),))
+    places = text_to_vision_places(batch)
+    student = torch.full_like(at(places, visible_map(0)), empty).float().requires_grad_()
+    found = signal_loss(signal, [student], [at(places, visible_map(1)).float()], batch, places, "all")
+    found.sum().backward()
+    assert bool(found.isfinite().all())
+    assert student.grad is not None and bool(student.grad.isfinite().all())

@@ -19,9 +19,12 @@ ROOTS = {
 
 CORE = {"drivekd"} | {
     f"drivekd.{name}"
-    for name in ("errors", "config", "log", "images", "chat", "processor", "run_directory", "tables", "data.sample")
+    for name in (
+        *("errors", "config", "digests", "log", "images", "chat", "internvl_chat", "processor", "run_directory", "tables"),
+        "data.sample",
+    )
 }
-TOP = {f"drivekd.{name}" for name in ("analyze", "cli", "doctor", "live", "ros_workspace")}  # wire rooms; no room imports them
+TOP = {f"drivekd.{name}" for name in ("cli", "doctor", "live", "ros_workspace")}  # wire rooms; no room imports them
 
 # room -> the rooms that it may import besides itself
 ARROWS = {
@@ -32,10 +35,11 @@ ARROWS = {
     "world": {"core", "data"},
     "models": {"core"},
     "distill": {"core", "data", "models"},
+    "analyze": {"core", "data", "models", "distill"},
     "evaluate": {"core", "data", "models", "runtime"},  # it scores bundles as well as checkpoints
     "export": {"core", "data", "models", "distill", "evaluate", "runtime"},
     "demo": {"core", "data", "world", "models", "distill", "evaluate", "export", "runtime", "top"},
-    "top": {"core", "data", "world", "models", "distill", "evaluate", "export", "runtime", "demo"},
+    "top": {"core", "data", "world", "models", "distill", "analyze", "evaluate", "export", "runtime", "demo"},
 }
 TRAINING_ONLY = {"torch", "transformers", "onnx", "onnxscript", "peft", "accelerate"}
 NO_TORCH = ("core", "runtime", "ros2_ws", "world")

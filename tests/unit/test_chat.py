@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from drivekd.chat import ChatFormat, PromptEncoder, chat_format_from_template
 from drivekd.errors import CheckpointError, UsageError
-from drivekd.models.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
+from drivekd.models.tiny import CHAT_TEMPLATE, QWEN_CHAT_TEMPLATE, QWEN_SPECIAL_TOKENS, SPECIAL_TOKENS, train_tokenizer
 
 # Qwen2.5-VL's shape: a system turn of its own, and the image markers written by the template.
 SYSTEM_TEMPLATE = (
@@ -58,6 +58,63 @@ def test_a_system_turn_goes_before_the_images() -> None:
     assert chat.before_images.startswith("<|im_start|>system\nYou drive.<|im_end|>\n")
     assert chat.image_end == "</img>"
     assert chat.end_of_turn == "<|im_end|>"
+
+
+def qwen_pieces(template: str) -> ChatFormat:
+    return chat_format_from_template(
+        template,
+        image_token="<|image_pad|>",
+        image_start="<|vision_start|>",
+        image_end="<|vision_end|>",
+        tokens_per_image=4,
+        source="MODEL",
+    )
+
+
+def test_the_pieces_of_qwens_template() -> None:
+    """It writes the markers around an image itself: they must not come twice."""
+    assert qwen_pieces(QWEN_CHAT_TEMPLATE) == ChatFormat(
+        before_images="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        image_start="<|vision_start|>",
+        image_token="<|image_pad|>",
+        image_end="<|vision_end|>",
+        after_question="<|im_end|>\n<|im_start|>assistant\n",
+        end_of_turn="<|im_end|>",
+        tokens_per_image=4,
+    )
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 6])
+def test_qwens_prompt_is_the_text_that_transformers_renders(num_images: int) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = train_tokenizer(["What is it?"] * 20, [], 400, special_tokens=QWEN_SPECIAL_TOKENS)
+    reference = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=QWEN_CHAT_TEMPLATE)
+    content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": "What is it?"}]
+    user, said = {"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "A."}]}
+    prompts = PromptEncoder(tokenizer, qwen_pieces(QWEN_CHAT_TEMPLATE))
+    asked = reference.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+    text = prompts.chat.prefix(num_images) + prompts.chat.suffix("What is it?")
+    assert text == asked.replace("<|image_pad|>", "<|image_pad|>" * 4)  # as Qwen2_5_VLProcessor replaces each marker
+    answered = reference.apply_chat_template([user, said], tokenize=False)
+    assert text + "A." + prompts.chat.end_of_turn + "\n" == answered.replace("<|image_pad|>", "<|image_pad|>" * 4)
+    whole = reference(text, add_special_tokens=False)["input_ids"]
+    assert prompts.prefix(num_images) + prompts.suffix("What is it?") == whole
+
+
+def test_a_template_that_counts_its_images_is_read_without_the_counts() -> None:
+    """Qwen's own has a namespace for it, off unless add_vision_id is passed."""
+    counting = QWEN_CHAT_TEMPLATE.replace(
+        "{{ '<|vision_start|>",
+        "{% set seen.images = seen.images + 1 %}{% if add_vision_id %}Picture {{ seen.images }}: {% endif %}{{ '<|vision_start|>",
+    )
+    assert qwen_pieces("{% set seen = namespace(images=0) %}" + counting) == qwen_pieces(QWEN_CHAT_TEMPLATE)
+
+
+def test_markers_that_differ_between_images_are_refused() -> None:
+    numbered = QWEN_CHAT_TEMPLATE.replace("'<|vision_start|>", "loop.index | string + '<|vision_start|>")
+    with pytest.raises(CheckpointError, match="different text behind the first and the last image"):
+        qwen_pieces(numbered)
 
 
 def test_the_format_survives_json() -> None:

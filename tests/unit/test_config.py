@@ -209,6 +209,8 @@ PATHS = {
     "teachers.planning": "l",
     "data.train": ["a", "b"],
     "data.unlabelled": ["u"],
+    "signals.layers": "y.json",
+    "cache.directory": "c",
     "data.validation": "v",
     "data.image_root": "i",
 }

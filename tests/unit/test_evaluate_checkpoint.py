@@ -1,4 +1,4 @@
-"""A checkpoint's batched answers equal transformers' own generate, one prompt at a time."""
+"""A checkpoint's batched answers equal transformers' own generate, one prompt at a time, in every family."""
 
 from __future__ import annotations
 
@@ -8,27 +8,41 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from drivekd.data.sample import Sample
 from drivekd.errors import DataError
 from drivekd.evaluate import evaluate
 from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer, checkpoint_digest
-from drivekd.images import load_image, preprocess
-from drivekd.models.internvl import load_model
-from drivekd.models.tiny import TinySize, build_tiny, train_tokenizer, write_checkpoint
+from drivekd.images import load_image
+from drivekd.models import FAMILIES, load_model
+from drivekd.models.qwen2_5_vl import image_grids
+from drivekd.models.tiny import (
+    QWEN_SPECIAL_TOKENS,
+    SPECIAL_TOKENS,
+    TinySize,
+    build_tiny,
+    build_tiny_qwen,
+    train_tokenizer,
+    write_checkpoint,
+)
 from drivekd.processor import load_processor
 
 SIZE = TinySize(vision_layers=1, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)
 MAX_NEW_TOKENS = 12
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+BUILDERS = {"internvl": (build_tiny, SPECIAL_TOKENS), "qwen2_5_vl": (build_tiny_qwen, QWEN_SPECIAL_TOKENS)}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with lively random weights, and five noise images."""
     folder = tmp_path_factory.mktemp("checkpoint")
-    tokenizer = train_tokenizer(["Is the light red? Yes. No."] * 20, [], SIZE.vocab_size)
-    model = build_tiny(SIZE, tokenizer, seed=0)
+    build, special_tokens = BUILDERS[request.param]
+    tokenizer = train_tokenizer(["Is the light red? Yes. No."] * 20, [], SIZE.vocab_size, special_tokens=special_tokens)
+    model = build(SIZE, tokenizer, seed=0)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():  # as initialised, every prompt gives one and the same text
@@ -58,17 +72,28 @@ def samples(folder: Path) -> list[Sample]:
     ]
 
 
+def vision_arguments(pixel_values: Tensor, is_image: Tensor) -> dict[str, Tensor]:
+    """What the family's own class wants of images."""
+    if pixel_values.ndim == 4:
+        return {"pixel_values": pixel_values}
+    return {
+        "pixel_values": pixel_values.flatten(0, 3),
+        "image_grid_thw": image_grids(pixel_values, merge=2),
+        "mm_token_type_ids": is_image.int(),
+    }
+
+
 def generated_one_by_one(checkpoint: Path, samples: list[Sample]) -> list[str]:
     model, processor = load_model(checkpoint).eval(), load_processor(checkpoint)
     texts = []
     for sample in samples:
         prompt = [*processor.prompts.prefix(len(sample.images)), *processor.prompts.suffix(sample.question)]
-        tiles = np.stack([preprocess(load_image(image), processor.images) for image in sample.images])
+        tiles = np.stack([processor.normalize(processor.resize(load_image(image))) for image in sample.images])
         ids = torch.tensor([prompt])
         output = model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=torch.from_numpy(tiles),
+            **vision_arguments(torch.from_numpy(tiles), ids == processor.prompts.image_token_id),
             do_sample=False,
             max_new_tokens=MAX_NEW_TOKENS,
             eos_token_id=processor.prompts.end_of_turn_id,

@@ -15,11 +15,13 @@ from drivekd.errors import DataError
 from drivekd.images import (
     MAX_IMAGE_PIXELS,
     ImageSettings,
+    PatchSettings,
     RGBImage,
     check_image,
     decode_image,
     load_image,
     normalize,
+    patches,
     preprocess,
     resize,
 )
@@ -59,6 +61,31 @@ def test_equal_to_transformers_pil_processor(shape: tuple[int, int], size_px: in
     np.testing.assert_allclose(preprocess(image, settings), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("width", "height"), [(588, 336), (28, 28), (112, 84), (84, 112)])
+def test_equal_to_transformers_pil_processor_of_qwen(width: int, height: int) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    settings = PatchSettings(width, height)
+    reference = Qwen2VLImageProcessorPil(image_mean=list(settings.mean), image_std=list(settings.std), min_pixels=28 * 28)
+    image = noise(height, width)  # of the tile's size: transformers would keep the shape of any other
+    expected = reference(images=Image.fromarray(image), return_tensors="np")
+    pixels = preprocess(image, settings)
+    assert pixels.shape == settings.pixel_shape
+    rows, columns = settings.token_grid
+    assert expected["image_grid_thw"].tolist() == [[1, 2 * rows, 2 * columns]]
+    # 1e-6: as above
+    np.testing.assert_allclose(pixels.reshape(-1, 1176), expected["pixel_values"], rtol=0, atol=1e-6)
+
+
+def test_qwens_defaults_are_its_image_processors() -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    reference, settings = Qwen2VLImageProcessorPil(), PatchSettings(28, 28)
+    assert (tuple(reference.image_mean), tuple(reference.image_std)) == (settings.mean, settings.std)
+    assert (reference.patch_size, reference.merge_size, reference.temporal_patch_size) == (14, 2, 2)
+    assert settings == PatchSettings(28, 28, patch_px=14, merge=2, frames=2)
+
+
 # --- properties -----------------------------------------------------------------------------------------------------
 
 
@@ -71,8 +98,29 @@ def test_shape_type_and_layout(shape: tuple[int, int]) -> None:
 
 
 def test_an_image_of_the_right_size_is_not_touched() -> None:
-    image = noise(28, 28)
-    assert np.array_equal(resize(image, 28), image)
+    image = noise(28, 56)
+    assert np.array_equal(resize(image, (56, 28)), image)
+    assert np.array_equal(resize(image[:, :28], 28), image[:, :28])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_tile_need_not_be_square(shape: tuple[int, int]) -> None:
+    wide = resize(noise(*shape), (56, 28))
+    assert wide.shape == (28, 56, 3)
+    if shape[0] == shape[1]:  # width and height are not swapped
+        tall = resize(np.ascontiguousarray(noise(*shape).transpose(1, 0, 2)), (28, 56))
+        assert np.abs(wide.astype(int) - tall.transpose(1, 0, 2)).max() <= 2  # Pillow rounds between its two passes
+
+
+def test_patches_hold_every_pixel_in_each_frame() -> None:
+    settings = PatchSettings(56, 84)
+    pixels = np.arange(3 * 84 * 56, dtype=np.float32).reshape(3, 84, 56)
+    made = patches(pixels, settings).reshape(3, 2, 2, 2, 3, 2, 14, 14)  # rows, columns, merge, merge, 3, frames, side, side
+    assert np.array_equal(made[..., 0, :, :], made[..., 1, :, :])
+    assert np.array_equal(np.unique(made), np.unique(pixels))
+    row, column, y, x = 2, 1, 1, 0  # the lower left patch of the token at row 2, column 1
+    top, left = row * 28 + y * 14, column * 28 + x * 14
+    assert np.array_equal(made[row, column, y, x, :, 0], pixels[:, top : top + 14, left : left + 14])
 
 
 @pytest.mark.parametrize("value", [0, 128, 255])

@@ -8,13 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_run import TinyRun
 
-from drivekd.errors import CheckpointError
-from drivekd.images import ImageSettings
-from drivekd.models.tiny import CHAT_TEMPLATE
-from drivekd.processor import load_processor
+from drivekd.errors import CheckpointError, ConfigError, UsageError
+from drivekd.images import ImageSettings, PatchSettings
+from drivekd.models.tiny import (
+    CHAT_TEMPLATE,
+    QWEN_CHAT_TEMPLATE,
+    QWEN_SPECIAL_TOKENS,
+    TinySize,
+    build_tiny_qwen,
+    train_tokenizer,
+    write_checkpoint,
+)
+from drivekd.processor import DEFAULT_CAMERA_SIZE_PX, load_processor, mrope_positions, write_processor
 
 PROCESSOR_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja")
 
@@ -27,6 +36,21 @@ def checkpoint(tiny_run: TinyRun, tmp_path: Path) -> Path:
     for name in PROCESSOR_FILES:
         shutil.copy(tiny_run.student / name, folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def qwen_written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen") / "model"
+    tokenizer = train_tokenizer(["What is it?"] * 20, [], 400, special_tokens=QWEN_SPECIAL_TOKENS)
+    size = TinySize(vision_layers=1, vision_width=32, language_layers=1, language_width=32)
+    write_checkpoint(folder, build_tiny_qwen(size, tokenizer, seed=0), tokenizer, camera_size_px=(112, 84))
+    return folder
+
+
+@pytest.fixture
+def qwen(qwen_written: Path, tmp_path: Path) -> Path:
+    """A Qwen2.5-VL checkpoint's processor files."""
+    return Path(shutil.copytree(qwen_written, tmp_path / "qwen", ignore=shutil.ignore_patterns("*.safetensors")))
 
 
 def edit(checkpoint: Path, name: str, change: Callable[[dict[str, Any]], object]) -> None:
@@ -118,3 +142,139 @@ def test_tiles_that_the_tower_does_not_take_are_refused(checkpoint: Path) -> Non
     assert message(checkpoint) == (
         f"{checkpoint}: preprocessor_config.json makes 112 px tiles, config.json's vision tower takes [56, 56]"
     )
+
+
+def test_image_settings_may_be_nested_in_processor_config(checkpoint: Path, qwen: Path) -> None:
+    """transformers 5 saves a processor in one file."""
+    for folder in (checkpoint, qwen):
+        expected = load_processor(folder).images
+        settings = json.loads((folder / "preprocessor_config.json").read_text())
+        (folder / "preprocessor_config.json").unlink()
+        (folder / "processor_config.json").write_text(json.dumps({"processor_class": "X", "image_processor": settings}))
+        assert load_processor(folder).images == expected
+
+
+def test_a_fault_in_processor_config_is_named_with_that_file(checkpoint: Path) -> None:
+    (checkpoint / "preprocessor_config.json").unlink()
+    (checkpoint / "processor_config.json").write_text(json.dumps({"image_seq_length": 4}))
+    assert message(checkpoint).startswith(f"{checkpoint / 'processor_config.json'}: expected image_processor")
+
+
+def test_what_transformers_saves_is_read(checkpoint: Path) -> None:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    expected = load_processor(checkpoint).images
+    (checkpoint / "preprocessor_config.json").unlink()
+    size = {"height": 56, "width": 56}
+    saved = GotOcr2ImageProcessorPil(size=size, image_mean=list(expected.mean), image_std=list(expected.std)).to_dict()
+    (checkpoint / "processor_config.json").write_text(json.dumps({"image_processor": saved}, default=str))
+    assert load_processor(checkpoint).images == expected
+
+
+@pytest.mark.parametrize("size_px", [(112, 56), (56, 112), (28, 28)])
+def test_internvl_has_no_camera_size_of_its_own(checkpoint: Path, size_px: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=f"camera_size_px is {size_px[0]}x{size_px[1]} px, .* whose tiles are 56x56 px"):
+        load_processor(checkpoint, camera_size_px=size_px)
+    assert load_processor(checkpoint, camera_size_px=(56, 56)) is not None
+
+
+# --- Qwen2.5-VL -----------------------------------------------------------------------------------------------------
+
+
+def test_everything_of_qwen_is_read(qwen: Path) -> None:
+    processor = load_processor(qwen)
+    assert processor.model_type == "qwen2_5_vl"
+    assert processor.images == PatchSettings(112, 84)
+    assert processor.chat.tokens_per_image == 12
+    assert processor.prompts.image_token_id == processor.tokenizer.token_to_id("<|image_pad|>")
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3), dtype=np.uint8)
+    resized = processor.resize(image)
+    assert resized.shape == (84, 112, 3)
+    assert processor.normalize(resized).shape == processor.images.pixel_shape == (3, 4, 4, 1176)
+
+
+def test_the_camera_is_the_argument_else_the_file_else_the_default(qwen: Path) -> None:
+    assert load_processor(qwen, camera_size_px=(56, 140)).images.tile_px == (56, 140)
+    assert load_processor(qwen).images.tile_px == (112, 84)
+    (qwen / "camera.json").unlink()
+    processor = load_processor(qwen)
+    assert processor.images.tile_px == DEFAULT_CAMERA_SIZE_PX == (588, 336)
+    assert processor.chat.tokens_per_image == 252
+
+
+@pytest.mark.parametrize("size_px", [(589, 336), (588, 335), (14, 28), (28, 0), (-28, 28)])
+def test_a_camera_that_tokens_do_not_tile_is_refused(qwen: Path, size_px: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=f"width {size_px[0]} and height {size_px[1]} must be multiples of 28 px"):
+        load_processor(qwen, camera_size_px=size_px)
+    (qwen / "camera.json").write_text(json.dumps({"width_px": size_px[0], "height_px": size_px[1]}))
+    assert message(qwen).startswith(str(qwen / "camera.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("camera.json", lambda tree: tree.pop("width_px"), "width_px"),
+        ("camera.json", lambda tree: tree.update(height_px="84"), "height_px"),
+        ("config.json", lambda tree: tree.pop("vision_start_token_id"), "vision_start_token_id"),
+        ("config.json", lambda tree: tree["vision_config"].pop("spatial_merge_size"), "spatial_merge_size"),
+        ("preprocessor_config.json", lambda tree: tree.pop("merge_size"), "merge_size"),
+        ("preprocessor_config.json", lambda tree: tree.pop("image_std"), "image_std"),
+    ],
+)
+def test_a_missing_or_wrong_value_of_qwen_is_named(
+    qwen: Path, name: str, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    edit(qwen, name, change)
+    text = message(qwen)
+    assert text.startswith(str(qwen / name))
+    assert words in text
+
+
+def test_patches_that_the_tower_does_not_take_are_refused(qwen: Path) -> None:
+    edit(qwen, "preprocessor_config.json", lambda tree: tree.update(patch_size=16))
+    assert message(qwen) == f"{qwen}: preprocessor_config.json says patch_size 16, config.json's vision tower has patch_size 14"
+
+
+def test_a_token_id_that_the_tokenizer_lacks_is_refused(qwen: Path) -> None:
+    edit(qwen, "config.json", lambda tree: tree.update(image_token_id=151655))
+    assert message(qwen) == f"{qwen}: config.json says image_token_id 151655, but the tokenizer has no such token"
+
+
+def test_the_template_may_be_in_a_file_of_the_older_layout(qwen: Path) -> None:
+    expected = load_processor(qwen).chat
+    (qwen / "chat_template.jinja").unlink()
+    (qwen / "chat_template.json").write_text(json.dumps({"chat_template": QWEN_CHAT_TEMPLATE}))
+    assert load_processor(qwen).chat == expected
+
+
+def test_another_model_type_is_refused_with_the_known_ones(qwen: Path) -> None:
+    edit(qwen, "config.json", lambda tree: tree.update(model_type="llava"))
+    text = message(qwen)
+    assert all(f"'{name}'" in text for name in ("llava", "internvl", "internvl_chat", "qwen2_5_vl"))
+
+
+def test_an_image_cut_short_has_no_positions() -> None:
+    with pytest.raises(UsageError, match="the image at token 1 of the prompt has fewer tokens than 2 x 3"):
+        mrope_positions([7, 5, 5, 5, 5, 5], 5, (2, 3))
+
+
+def test_positions_of_a_hand_computed_prompt() -> None:
+    """text, image of 2 x 3, two texts: the image's rows and columns count from 1, the text goes on behind its 3 columns."""
+    expected = [[0, 1, 1, 1, 1, 1, 1, 4, 5], [0, 1, 1, 1, 2, 2, 2, 4, 5], [0, 1, 2, 3, 1, 2, 3, 4, 5]]
+    assert mrope_positions([7, *[5] * 6, 8, 9], 5, (2, 3)).tolist() == expected
+
+
+@pytest.mark.parametrize("camera_size_px", [None, (56, 140)])
+def test_a_written_processor_is_the_one_that_was_read(
+    checkpoint: Path, qwen: Path, tmp_path: Path, camera_size_px: tuple[int, int] | None
+) -> None:
+    for source in (checkpoint, qwen):
+        size_px = camera_size_px if source == qwen else None
+        target = tmp_path / f"{source.name} written"
+        target.mkdir()
+        write_processor(source, target, camera_size_px=size_px)
+        shutil.copy(source / "config.json", target)  # weights and configuration are the model's to write
+        ours, theirs = load_processor(target), load_processor(source, camera_size_px=size_px)
+        assert (ours.model_type, ours.images, ours.chat) == (theirs.model_type, theirs.images, theirs.chat)
+        assert ours.tokenizer.to_str() == theirs.tokenizer.to_str()
+        assert (target / "camera.json").exists() == (source == qwen)

@@ -1,0 +1,91 @@
+"""What a model family is, and how its weights are loaded. A new family is one file beside this one and a line in __init__.py.
+
+Every family is a transformers class with a vision tower and projector that make image embeddings, a decoder that takes
+`inputs_embeds`, and `lm_head`. Distillation needs no more of it than the fields of `Family`.
+
+    N images, T vision tokens an image, D width, A rotary axes (1, or 3 with multimodal rotary positions), B samples, S positions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from drivekd.errors import CheckpointError
+from drivekd.processor import read_checkpoint_json, read_config
+
+Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """model_type: as config.json has it. model_class: transformers' own, with config_class.
+
+    parts: part -> the modules that hold its weights, disjoint, all of them together (the head belongs to the language model, tied
+    or not). towers: part -> the one module that is called. encode_images: pixel_values [N, *pixel_shape] -> [N, T, D],
+    differentiable. rotary_axes: A, the axes of a position. other_layouts: model_type of another layout of the same weights ->
+    what reads them under this class's names.
+    """
+
+    model_type: str
+    model_class: Any
+    parts: Callable[[Any], dict[Part, list[nn.Module]]]
+    towers: Callable[[Any], dict[Part, nn.Module]]
+    encode_images: Callable[[Any, Tensor], Tensor]
+    rotary_axes: int
+    other_layouts: Mapping[str, Callable[[Path], dict[str, Tensor]]] = field(default_factory=dict)
+
+
+def load_weights(
+    checkpoint: Path, families: Mapping[str, Family], *, attention: str = "sdpa", dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """The model in a checkpoint directory. Raises CheckpointError naming what is wrong.
+
+    attention: the name of an attention function known to transformers' AttentionInterface. dtype: of the weights in memory.
+    """
+    config = read_config(checkpoint)
+    family = families.get(config["model_type"])
+    if family is None:
+        raise CheckpointError(f"{checkpoint}: model_type is {config['model_type']!r}, expected {' or '.join(families)}")
+    _check_files(checkpoint)
+    transformers_logging.disable_progress_bar()  # its bars would break up our one progress line
+    try:
+        model, report = family.model_class.from_pretrained(
+            **_source(checkpoint, family, config), dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint}: weights cannot be loaded ({error})") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise CheckpointError(f"{checkpoint}: {len(missing)} weights are missing, first {missing[0]}")
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _source(checkpoint: Path, family: Family, config: dict[str, Any]) -> dict[str, Any]:
+    """from_pretrained's arguments that say where the weights are."""
+    layout = read_checkpoint_json(checkpoint, "config.json")["model_type"]
+    if layout == family.model_type:
+        return {"pretrained_model_name_or_path": checkpoint, "local_files_only": True}
+    weights = family.other_layouts[layout](checkpoint)
+    return {"pretrained_model_name_or_path": None, "config": family.model_class.config_class(**config), "state_dict": weights}
+
+
+def _check_files(checkpoint: Path) -> None:
+    """transformers' own message on a missing shard names neither the shard nor what to do."""
+    if (checkpoint / "model.safetensors.index.json").is_file():
+        index = read_checkpoint_json(checkpoint, "model.safetensors.index.json").get("weight_map")
+        if not isinstance(index, dict):
+            raise CheckpointError(f"{checkpoint / 'model.safetensors.index.json'}: expected weight_map to be a JSON object")
+        if missing := [shard for shard in sorted(set(index.values())) if not (checkpoint / shard).is_file()]:
+            raise CheckpointError(f"{checkpoint}: {len(missing)} weight files are missing, first {missing[0]}; fetch them again")
+    elif not any(checkpoint.glob("*.safetensors")):
+        raise CheckpointError(f"{checkpoint}: no *.safetensors weights found")
