@@ -10,6 +10,7 @@ from pathlib import Path
 import safetensors.torch
 
 from drivekd import __version__
+from drivekd.digests import file_digest
 from drivekd.errors import ExportError, UsageError
 from drivekd.run_directory import whole_directory
 from drivekd.runtime.bundle import Bundle, digest_line
@@ -138,8 +139,7 @@ def _check_parity(checkpoint: Path, table: ParityTable) -> None:
 def _file_entries(staging: Path) -> dict[str, FileEntry]:
     entries = {}
     for path in sorted(staging.iterdir()):
-        with path.open("rb") as file:
-            entries[path.name] = FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+        entries[path.name] = FileEntry(file_digest(path), path.stat().st_size)
     return entries
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import InternVLForConditionalGeneration
 
+from drivekd.digests import file_digest
 from drivekd.errors import CheckpointError, ExportError
 from drivekd.images import ImageSettings
 from drivekd.models.internvl import MODEL_TYPE, load_model
@@ -88,6 +89,5 @@ def weights_sha256(checkpoint: Path) -> str:
     """sha256 over names and digests of the checkpoint's safetensors files: which weights these are, wherever they lie."""
     total = hashlib.sha256()
     for path in sorted(checkpoint.glob("*.safetensors")):
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        total.update(f"{path.name} {file_digest(path)}\n".encode())
     return total.hexdigest()

@@ -180,8 +180,8 @@ class Pair:
 def load_pair(run: TinyRun, *overrides: str, labelled: list[Sample] | None = None) -> Pair:
     """Student and teachers of run.yaml with overrides, as a trainer loads them."""
     trainer = start_trainer(run, *overrides, labelled=labelled)
-    student, collate, features = trainer.student, trainer._collate, trainer._features
-    return Pair(student, collate, features, trainer.teachers, trainer._rows, trainer._objectives)
+    student, collate, features = trainer.student, trainer.collate, trainer.features
+    return Pair(student, collate, features, trainer.teachers, trainer.rows, trainer.objectives)
 
 
 def frame_samples(run: TinyRun, questions: Sequence[int], *, labelled: float = 0.7, seed: int = 0) -> list[Sample]:

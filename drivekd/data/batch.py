@@ -130,7 +130,8 @@ class Collator:
     def __init__(self, processor: Processor, *, cache_bytes: int = 512 << 20) -> None:
         self.processor = processor
         height, width, _ = processor.resize(np.zeros((32, 32, 3), np.uint8)).shape
-        self._tile = lru_cache(maxsize=max(1, cache_bytes // (3 * height * width)))(self._read_tile)
+        self.pictures_kept = max(1, cache_bytes // (3 * height * width))
+        self._tile = lru_cache(maxsize=self.pictures_kept)(self._read_tile)
         self._prefix = lru_cache(maxsize=16)(self._make_prefix)
 
     def _read_tile(self, path: Path) -> RGBImage:

@@ -23,6 +23,10 @@ class PackStream:
     def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, self._stream, epoch]).permutation(len(self._packs))
 
+    def __len__(self) -> int:
+        """Packs of one epoch."""
+        return len(self._packs)
+
     def slice(self, start: int, count: int) -> list[Pack]:
         """Packs start .. start + count - 1 of the endless stream."""
         positions = (divmod(index, len(self._packs)) for index in range(start, start + count))

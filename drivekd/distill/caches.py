@@ -118,7 +118,7 @@ def cache_size(config: RunConfig, teachers: Teachers | None, collate: Collator, 
     if config.cache.vision:
         tokens = len({path for sample in samples for path in sample.images}) * collate.processor.chat.tokens_per_image
         frozen = {"student": config.student.checkpoint} if not trains_vision(config.student) else {}
-        live = {path.parent.name + "/" + path.name: path for path in config.teachers.paths().values()}
+        live = {str(path): path for path in config.teachers.paths().values()}
         for reader, checkpoint in (frozen | live).items():
             sizes[f"image features, {reader}"] = scalar * tokens * language_shape(checkpoint).width
     return CacheSize(sizes)

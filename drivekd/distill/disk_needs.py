@@ -88,7 +88,7 @@ def bytes_there(config: RunConfig, trainer: Trainer) -> int:
     """Bytes of this run's own stores that earlier runs have written; they are opened and nothing is put."""
     if config.cache.directory is None or not config.cache.directory.is_dir():
         return 0
-    caches = Caches(config, trainer._collate)
+    caches = Caches(config, trainer.collate)
     if trainer.teachers is not None:
         caches.attach(trainer.teachers)
         trainer.teachers.caches = {}

@@ -67,16 +67,16 @@ def shape_of(trainer: Trainer, tokens: int, packs: int) -> Shape:
     lora = trainer.config.student.lora
     targets = tuple((lora or LoraConfig()).targets)
     linears = [module for name, module in decoder.named_modules() if name.endswith(targets) and hasattr(module, "in_features")]
-    samples = [*trainer._samples.labelled, *trainer._samples.unlabelled]
+    samples = [*trainer.samples.labelled, *trainer.samples.unlabelled]
     width = int(trainer.student.config.text_config.hidden_size)
     itemsize = 2 if trainer.config.training.precision == "bf16" else 4
     return Shape(
         packs=packs,
         tokens=tokens,
-        sample_tokens=max(sum(trainer._collate.num_tokens(sample)) for sample in samples),
+        sample_tokens=max(sum(trainer.collate.num_tokens(sample)) for sample in samples),
         layers=num_layers(trainer.student),
         layer_input_bytes=packs * tokens * width * itemsize,
-        trainable=sum(parameter.numel() for parameter in trainer._names),
+        trainable=sum(parameter.numel() for parameter in trainer.names),
         adapter_width=sum(module.in_features + module.out_features for module in linears),
     )
 
@@ -114,7 +114,7 @@ def with_setting(config: RunConfig, key: str, value: str) -> RunConfig:
 def feature_bytes(trainer: Trainer, tower: ImageFeatures) -> int:
     """Of one picture in memory."""
     width = int(tower.model.config.text_config.hidden_size)
-    return trainer._collate.processor.chat.tokens_per_image * width * (4 if tower.dtype == torch.float32 else 2)
+    return trainer.collate.processor.chat.tokens_per_image * width * (4 if tower.dtype == torch.float32 else 2)
 
 
 def _tried(config: RunConfig, samples: TrainingSamples) -> int | None:

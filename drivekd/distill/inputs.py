@@ -9,7 +9,7 @@ from drivekd.config import RunConfig
 from drivekd.digests import file_digest
 from drivekd.errors import CheckpointError
 
-CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja")
+CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.jinja", "merges.txt")
 
 
 def input_files(config: RunConfig) -> dict[str, Path]:

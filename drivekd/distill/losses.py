@@ -63,41 +63,11 @@ def full_map_mse(student: Tensor, teacher: Tensor, token_mask: Tensor | None = N
     return full_map_mse_per_sample(student, teacher, token_mask).mean()
 
 
-def cosine_distance_per_sample(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """1 - cos of the angle between each sample's masked maps, taken as vectors.
-
-    student, teacher [B, Q, K]; mask [B, Q, K] bool. Returns [B]; 0 where the mask is empty, 1 where a masked map is all zeros.
-    """
-    ours, theirs = (_wide(attention) * mask for attention in (student, teacher))
-    cosine = (ours * theirs).sum((1, 2)) / (_norm(ours, (1, 2)) * _norm(theirs, (1, 2)))
-    return torch.where(mask.any(2).any(1), 1 - cosine, 0.0)
-
-
-def hidden_relation_mse_per_sample(student: Tensor, teacher: Tensor, token_mask: Tensor | None = None) -> Tensor:
-    """Mean of (C^s - C^t)² over each sample's own length², C the cosines between the hidden states of its tokens.
-
-    What tokens are alike does not depend on the width, so that no adapter is needed: similarity-preserving distillation (Tung
-    and Mori 2019, arXiv 1907.09682, equation 4), there between the samples of a batch, here between the tokens of a sample.
-    student [B, S, Ds], teacher [B, S, Dt]; token_mask [B, S] bool, true on the sample's own tokens (None = all). Returns [B].
-    """
-    return full_map_mse_per_sample(_token_cosines(student), _token_cosines(teacher), token_mask)
-
-
-def _token_cosines(hidden: Tensor) -> Tensor:
-    directions = _wide(hidden) / _norm(_wide(hidden), -1)[..., None]  # [B, S, D]
-    return directions @ directions.transpose(1, 2)  # [B, S, S]
-
-
 def _mean_per_sample(losses: Tensor, sample: Tensor, num_samples: int) -> Tensor:
     """losses [M] of the samples [M] -> [num_samples]; 0 for a sample that has none."""
     total = losses.new_zeros(num_samples).index_add(0, sample, losses)
     count = losses.new_zeros(num_samples).index_add(0, sample, torch.ones_like(losses))
     return total / count.clamp(min=1)
-
-
-def _norm(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Length, never 0: the gradient of a root at 0 is infinite, and infinity times a masked 0 is NaN."""
-    return x.square().sum(dim).clamp(min=torch.finfo(x.dtype).tiny).sqrt()
 
 
 def _wide(x: Tensor) -> Tensor:

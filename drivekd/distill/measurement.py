@@ -82,8 +82,8 @@ class Measurement:
         self._trainer = trainer
         self._images: set[Path] = set()
         config = trainer.config
-        names, offload = list(trainer._names), config.training.offload_gradients
-        trainer._gradients = self.rows = WatchedRows(names, len(trainer._rows.names), offload=offload)
+        names, offload = list(trainer.names), config.training.offload_gradients
+        trainer.gradients = self.rows = WatchedRows(names, len(trainer.rows.names), offload=offload)
         signals = trainer.teachers.signals if trainer.teachers is not None else {}
         self.cached = [name for name, signal in signals.items() if can_be_cached(signal)]
 
@@ -95,7 +95,7 @@ class Measurement:
     def packs(self, step: int) -> list[Pack]:
         """What the run trains on in a step, 0-based."""
         self._trainer.steps_done = step
-        return self._trainer._step_packs()
+        return self._trainer.step_packs()
 
     def seconds(self, step: int) -> float:
         """Do one step, and wait until the device has done it."""
@@ -174,8 +174,8 @@ class Measurement:
             fresh = [path for path in pack[0].images if path not in self._images]
             self._images.update(fresh)
             if fresh:
-                batch = trainer._collate([pack]).to(trainer.device)
-                trainer._collate.pixel_values(fresh, pack[0].source)
+                batch = trainer.collate([pack]).to(trainer.device)
+                trainer.collate.pixel_values(fresh, pack[0].source)
                 for tower in frozen_towers(trainer):
                     tower(batch)
 
@@ -188,7 +188,7 @@ class Measurement:
             return
         with TemporaryDirectory(prefix="drivekd-dry-run-") as name:
             config = with_cache_in(Path(name), self._trainer.config)
-            caches = Caches(config, self._trainer._collate)
+            caches = Caches(config, self._trainer.collate)
             caches.attach(teachers)
             try:
                 yield
@@ -202,9 +202,9 @@ class Measurement:
         paths = list(dict.fromkeys(path for pack in chosen for path in pack[0].images))[:IMAGES_AT_ONCE]
         if not paths:
             return 0.0, 0.0
-        collate = Collator(trainer._collate.processor)
+        collate = Collator(trainer.collate.processor)
         cold, warm = (self._timed(lambda: collate.pixel_values(paths, "")) for _ in range(2))
-        batch: Batch = trainer._collate(chosen[:1]).to(trainer.device)
+        batch: Batch = trainer.collate(chosen[:1]).to(trainer.device)
         encode_s = 0.0
         for tower in frozen_towers(trainer):
             device = next(tower.model.parameters()).device
@@ -227,7 +227,7 @@ class Measurement:
 def frozen_towers(trainer: Trainer) -> list[ImageFeatures]:
     """The student's and the teachers', each once."""
     teachers = trainer.teachers.by_capability.values() if trainer.teachers is not None else ()
-    towers = dict.fromkeys([trainer._features, *(teacher.features for teacher in teachers)])
+    towers = dict.fromkeys([trainer.features, *(teacher.features for teacher in teachers)])
     return [tower for tower in towers if tower.frozen]
 
 
@@ -238,7 +238,7 @@ def with_cache_in(directory: Path | None, config: RunConfig) -> RunConfig:
 
 def expected_files(trainer: Trainer) -> FileCosts:
     """The bytes of a checkpoint and of final/, from the sizes of their tensors; their JSON files are left out, seconds are 0."""
-    trained = sum(parameter.numel() for parameter in trainer._names)
+    trained = sum(parameter.numel() for parameter in trainer.names)
     whole = sum(parameter.numel() for name, parameter in trainer.student.named_parameters() if ".lora_" not in name)
     saved = whole if trainer.config.student.lora is None else trained
     return FileCosts(4 * (saved + 2 * trained), 0.0, 4 * whole, 0.0)

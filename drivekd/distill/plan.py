@@ -163,8 +163,8 @@ class _Planner:
     def _order(self) -> Order:
         trainer, training = self._trainer, self._config.training
         streams = [
-            (len(trainer._labelled._packs), training.batch_size),
-            (len(trainer._unlabelled._packs), training.unlabelled_batch_size),
+            (len(trainer.labelled), training.batch_size),
+            (len(trainer.unlabelled), training.unlabelled_batch_size),
         ]
         each = max((feature_bytes(trainer, tower) for tower in frozen_towers(trainer)), default=0)
         return Order(
@@ -174,15 +174,15 @@ class _Planner:
             packs_of=self._measurement.packs,
             length=self._length,
             asked=self._questions,
-            pictures_kept=trainer._collate._tile.cache_info().maxsize or 0,
+            pictures_kept=trainer.collate.pictures_kept,
             features_kept=(self._config.cache.memory_mb << 20) // each if each else len(self._images),
-            vision_trains=not trainer._features.frozen,
+            vision_trains=not trainer.features.frozen,
             vision_on_disk=self._config.cache.directory is not None and self._config.cache.vision,
         )
 
     def _length(self, pack: Pack) -> int:
         if id(pack) not in self._lengths:
-            self._lengths[id(pack)] = self._trainer._length(pack)
+            self._lengths[id(pack)] = self._trainer.num_tokens(pack)
         return self._lengths[id(pack)]
 
     def _questions(self, step: int, samples: Sequence[Sample]) -> Iterable[Hashable]:
@@ -202,8 +202,8 @@ class _Planner:
         if not self._samples.validation:
             return Validation()
 
-        every, few = (self._trainer._packs(part.validation) for part in (self._samples, self._few))
-        tokens, timed = (sum(map(self._trainer._length, packs)) for packs in (every, few))
+        every, few = (self._trainer.packs_of(part.validation) for part in (self._samples, self._few))
+        tokens, timed = (sum(map(self._trainer.num_tokens, packs)) for packs in (every, few))
         seconds = self._measurement.validation(few) * tokens / timed
         images = {path for sample in self._samples.validation for path in sample.images}
         kept = len(images | self._images) <= order.features_kept
@@ -214,7 +214,7 @@ class _Planner:
         if self._config.cache.directory is None:
             return disk_needs(self._config, self._out, empty, 0, files)
         every = [*self._samples.labelled, *self._samples.unlabelled]
-        complete = cache_size(self._config, trainer.teachers, trainer._collate, every)
+        complete = cache_size(self._config, trainer.teachers, trainer.collate, every)
         return disk_needs(self._config, self._out, complete, bytes_there(self._config, trainer), files)
 
     def _times(self, workload: Workload, steps: StepTimes, files: FileCosts, validation: Validation, disk: Disk) -> RunTimes:
@@ -253,12 +253,12 @@ class _Planner:
 
     def _data_rows(self, workload: Workload) -> list[Row]:
         trainer, training = self._trainer, self._config.training
-        labelled = len(trainer._labelled._packs)
-        trainable = sum(parameter.numel() for parameter in trainer._names)
-        rows = [("packs", f"{labelled:,} labelled, {len(trainer._unlabelled._packs):,} unlabelled")]
+        labelled = len(trainer.labelled)
+        trainable = sum(parameter.numel() for parameter in trainer.names)
+        rows = [("packs", f"{labelled:,} labelled, {len(trainer.unlabelled):,} unlabelled")]
         epochs = f"{training.steps * training.batch_size / labelled:,.2f} of the labelled packs"
         if training.unlabelled_batch_size:
-            share = training.steps * training.unlabelled_batch_size / len(trainer._unlabelled._packs)
+            share = training.steps * training.unlabelled_batch_size / len(trainer.unlabelled)
             epochs += f", {share:,.2f} of the unlabelled ones"
         return [
             *rows,

@@ -63,7 +63,11 @@ class TrainingSamples:
 
 
 class Trainer:
-    """Student, teachers, optimizer and data order of one run; `step()` does one optimizer step."""
+    """Student, teachers, optimizer and data order of one run; `step()` does one optimizer step.
+
+    student, teachers, features, names (trainable parameter -> its name), rows, gradients, objectives, optimizer; samples,
+    labelled, unlabelled (streams of packs), collate; caches, parallel, placement, device; steps_done.
+    """
 
     def __init__(self, config: RunConfig, samples: TrainingSamples) -> None:
         self.config = config
@@ -72,12 +76,12 @@ class Trainer:
         _check_unit(config, self.parallel.size)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
-        self._samples = samples
+        self.samples = samples
         with self.parallel.agreed():
             self._load_models()
         self._place_student()
-        self._labelled = PackStream(self._packs(samples.labelled), seed=config.seed, stream=0)
-        self._unlabelled = PackStream(self._packs(samples.unlabelled), seed=config.seed, stream=1)
+        self.labelled = PackStream(self.packs_of(samples.labelled), seed=config.seed, stream=0)
+        self.unlabelled = PackStream(self.packs_of(samples.unlabelled), seed=config.seed, stream=1)
         self.steps_done = 0
 
     def _load_models(self) -> None:
@@ -86,41 +90,42 @@ class Trainer:
         camera = config.data.camera_size_px
         held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
         loaded = load_student(config.student, self.device, camera, compute_dtype=held, seed=config.seed)
-        self.student, self._collate, self._names = loaded.model, loaded.collate, loaded.names
-        self.caches = Caches(config, self._collate, writer=self.parallel.rank)
-        towers = Towers(self._collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
-        self._features = (
+        self.student, self.collate, self.names = loaded.model, loaded.collate, loaded.names
+        self.caches = Caches(config, self.collate, writer=self.parallel.rank)
+        towers = Towers(self.collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
+        self.features = (
             towers.of(self.student, self.device, dtype)
             if loaded.frozen_vision
-            else ImageFeatures(self.student, self._collate, self.device, dtype, frozen=False)
+            else ImageFeatures(self.student, self.collate, self.device, dtype, frozen=False)
         )
         self.teachers = Teachers(config, self.student, towers, self.device, dtype) if config.teachers.paths() else None
         if self.teachers is not None:
             self.caches.attach(self.teachers)
-        every = [*self._samples.labelled, *self._samples.unlabelled]
-        self.caches.require_space(cache_size(config, self.teachers, self._collate, every))
-        self._rows = rows_for(config)
-        self._objectives = Objectives(config, self._rows, self.student, self._features, self.teachers, dtype)
-        self._supervised = Objectives(config, self._rows, self.student, self._features, None, dtype)
-        self._reconciler = _reconciler(config, self._rows)
+        every = [*self.samples.labelled, *self.samples.unlabelled]
+        self.caches.require_space(cache_size(config, self.teachers, self.collate, every))
+        self.rows = rows_for(config)
+        self.objectives = Objectives(config, self.rows, self.student, self.features, self.teachers, dtype)
+        self._supervised = Objectives(config, self.rows, self.student, self.features, None, dtype)
+        self._reconciler = _reconciler(config, self.rows)
 
     def _place_student(self) -> None:
         """Shard the student where that is wanted, then make what holds a part for each parameter."""
-        self.parallel.same_start(list(self._names))
+        self.parallel.same_start(list(self.names))
         self.placement = place(self.student, self.parallel)
-        trainable = set(self._names.values())  # sharding made new parameters
-        self._names = {parameter: name for name, parameter in self.student.named_parameters() if name in trainable}
+        trainable = set(self.names.values())  # sharding made new parameters
+        self.names = {parameter: name for name, parameter in self.student.named_parameters() if name in trainable}
         offload, settings = self.config.training.offload_gradients, self.config.optimizer
-        self._gradients = GradientRows(list(self._names), len(self._rows.names), offload=offload)
-        self.optimizer = torch.optim.AdamW(list(self._names), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.gradients = GradientRows(list(self.names), len(self.rows.names), offload=offload)
+        self.optimizer = torch.optim.AdamW(list(self.names), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
-    def _packs(self, samples: Sequence[Sample]) -> list[Pack]:
+    def packs_of(self, samples: Sequence[Sample]) -> list[Pack]:
+        """The samples as `training.packing` puts them together."""
         training = self.config.training
         if training.packing == "none":
             return single_packs(samples)
         return frame_packs(
             samples,
-            self._collate.num_tokens,
+            self.collate.num_tokens,
             training.max_pack_tokens,
             self.config.seed,
             by_capability=training.packing == "capability",
@@ -129,16 +134,16 @@ class Trainer:
     def fill_cache(self) -> None:
         """Ask the teachers about every sample before the first step; without a cache there is nothing to do."""
         if self.teachers is not None and self.teachers.caches:
-            packs = self._packs([*self._samples.labelled, *self._samples.unlabelled])
+            packs = self.packs_of([*self.samples.labelled, *self.samples.unlabelled])
             with self.parallel.agreed():
-                fill(self.teachers, self.config, self._collate, self.parallel.part_of(packs), self.device, self.caches)
+                fill(self.teachers, self.config, self.collate, self.parallel.part_of(packs), self.device, self.caches)
             if self.parallel.size > 1:
                 self.caches.refresh()  # what the other processes have written
 
     def step(self) -> dict[str, Any]:
         """One optimizer step; returns its record for metrics.jsonl. Raises TrainingError on NaN."""
         started_s = time.perf_counter()
-        packs = self._step_packs()
+        packs = self.step_packs()
         samples = [sample for pack in packs for sample in pack]
         losses, tokens, reconciled = self._reconciled_gradients(packs, samples)
         rate = learning_rate(self.config.optimizer, self.steps_done, self.config.training.steps)
@@ -158,11 +163,12 @@ class Trainer:
             "seconds": seconds,
         }
 
-    def _step_packs(self) -> list[Pack]:
+    def step_packs(self) -> list[Pack]:
+        """What the next step learns from."""
         training = self.config.training
-        labelled = self._labelled.slice(self.steps_done * training.batch_size, training.batch_size)
+        labelled = self.labelled.slice(self.steps_done * training.batch_size, training.batch_size)
         extra = training.unlabelled_batch_size
-        return labelled + (self._unlabelled.slice(self.steps_done * extra, extra) if extra else [])
+        return labelled + (self.unlabelled.slice(self.steps_done * extra, extra) if extra else [])
 
     def _reconciled_gradients(
         self, packs: Sequence[Pack], samples: Sequence[Sample]
@@ -171,14 +177,14 @@ class Trainer:
         size = StepSize(self.steps_done, sum(sample.answer is not None for sample in samples), len(samples))
         by_micro_batch = self.config.projection.unit == "micro_batch"
         mixing = sample_mixing(self.config.signals.mixing, samples, self.config.seed, self.steps_done)
-        shares = row_shares(self._rows, samples, mixing)
-        totals = dict.fromkeys((*self._rows.names, _TOKENS), 0.0)
+        shares = row_shares(self.rows, samples, mixing)
+        totals = dict.fromkeys((*self.rows.names, _TOKENS), 0.0)
         records: list[ReconcileRecord] = []
-        self._gradients.zero()
+        self.gradients.zero()
         self._suspects: set[str] = set()  # records of micro-batches whose loss is not finite
         with nullcontext() if self.parallel.sharded else self.parallel.agreed():  # shards communicate in every pass
             for index, turn in enumerate(self._turns(packs)):
-                batch = self._collate(turn.micro_batch).to(self.device)
+                batch = self.collate(turn.micro_batch).to(self.device)
                 losses = self._add_gradients(batch, size, counts=turn.counts)
                 for name, loss in losses.items():
                     totals[name] += loss
@@ -187,39 +193,39 @@ class Trainer:
                     records.append(self._reconcile(losses, shares, index))
         totals = dict(zip(totals, self.parallel.sums(list(totals.values())), strict=True))
         tokens = int(totals.pop(_TOKENS))
-        self._gradients.all_reduce()
+        self.gradients.all_reduce()
         means = {name: total / shares[name] for name, total in totals.items() if shares[name] > 0}
         if not by_micro_batch:
             records.append(self._reconcile(totals, shares, None))
         self.placement.release()
-        self._gradients.write_update()
+        self.gradients.write_update()
         return means, tokens, merge_records(records)
 
     def _turns(self, packs: Sequence[Pack]) -> list[Turn[list[Pack]]]:
         """This process's micro-batches of a step, small enough that every process has one."""
         size = min(self.config.training.micro_batch_size, math.ceil(len(packs) / self.parallel.size))
-        return self.parallel.turns(micro_batches(packs, size, self._length), self._cost, self._reached)
+        return self.parallel.turns(micro_batches(packs, size, self.num_tokens), self._cost, self._reached)
 
     def _cost(self, micro_batch: Sequence[Pack]) -> int:
-        return sum(self._length(pack) for pack in micro_batch)
+        return sum(self.num_tokens(pack) for pack in micro_batch)
 
     def _reached(self, micro_batch: Sequence[Pack]) -> Hashable:
         """The rows that a micro-batch fills, which say what weights its backward passes reach."""
         samples = [sample for pack in micro_batch for sample in pack]
         mixing = sample_mixing(self.config.signals.mixing, samples, self.config.seed, self.steps_done)
-        return tuple(name for name, share in row_shares(self._rows, samples, mixing).items() if share > 0)
+        return tuple(name for name, share in row_shares(self.rows, samples, mixing).items() if share > 0)
 
     def _add_gradients(self, batch: Batch, size: StepSize, *, counts: bool) -> dict[str, float]:
         """Add a micro-batch's gradients to the rows; returns its part of each row's loss."""
         found: dict[str, float] = {}
         seed_dropout(self.config, self.steps_done, batch.samples)
-        with self._losses(self._objectives, batch, size) as losses:
+        with self._losses(self.objectives, batch, size) as losses:
             for row, loss in sorted(losses.items()):
                 part = loss if counts else loss * 0.0
-                found[self._rows.names[row]] = float(part.detach())
-                if not math.isfinite(found[self._rows.names[row]]):
+                found[self.rows.names[row]] = float(part.detach())
+                if not math.isfinite(found[self.rows.names[row]]):
                     self._suspects.update(sample.source for sample in batch.samples)
-                self._gradients.add(row, part * self.placement.loss_scale, retain_graph=row != max(losses))
+                self.gradients.add(row, part * self.placement.loss_scale, retain_graph=row != max(losses))
         return found
 
     @contextmanager
@@ -232,12 +238,13 @@ class Trainer:
         for name, loss in losses.items():
             self._check_finite(f"the loss term {name!r}", loss)
         means = {name: loss / shares[name] for name, loss in losses.items() if shares[name] > 0}
-        coefficients, record = self._reconciler(self._gradients.gram(), means, step=self.steps_done, micro_batch=micro_batch)
-        self._gradients.accumulate(coefficients)
+        coefficients, record = self._reconciler(self.gradients.gram(), means, step=self.steps_done, micro_batch=micro_batch)
+        self.gradients.accumulate(coefficients)
         return record
 
-    def _length(self, pack: Pack) -> int:
-        return sum(sum(self._collate.num_tokens(sample)) for sample in pack)
+    def num_tokens(self, pack: Pack) -> int:
+        """Roughly, to sort and deal out by: the prefix counts once a question."""
+        return sum(sum(self.collate.num_tokens(sample)) for sample in pack)
 
     def _check_finite(self, what: str, value: float) -> None:
         if not math.isfinite(value):
@@ -248,7 +255,7 @@ class Trainer:
 
     def _update(self, rate: float) -> float:
         clip_norm = self.config.optimizer.clip_norm or math.inf
-        grad_norm = whole_number(nn.utils.clip_grad_norm_(list(self._names), clip_norm))
+        grad_norm = whole_number(nn.utils.clip_grad_norm_(list(self.names), clip_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -257,15 +264,15 @@ class Trainer:
     @torch.no_grad()
     def validate(self) -> float | None:
         """CE over the validation samples (mean over samples); None without any."""
-        samples = self._samples.validation
+        samples = self.samples.validation
         if not samples:
             return None
         self.student.eval()
         total = 0.0
-        chunks = micro_batches(self._packs(samples), self.config.training.micro_batch_size, self._length)
+        chunks = micro_batches(self.packs_of(samples), self.config.training.micro_batch_size, self.num_tokens)
         with nullcontext() if self.parallel.sharded else self.parallel.agreed():
             for turn in self.parallel.turns(chunks, self._cost, lambda _: None):
-                with self._losses(self._supervised, self._collate(turn.micro_batch).to(self.device), StepSize(0, 1, 1)) as losses:
+                with self._losses(self._supervised, self.collate(turn.micro_batch).to(self.device), StepSize(0, 1, 1)) as losses:
                     total += sum(float(loss) for loss in losses.values()) * turn.counts
         self.placement.release()
         self.student.train()
@@ -273,14 +280,14 @@ class Trainer:
 
     def saved_student(self) -> SavedStudent:
         """What the student's files are made from. All processes call it; the main one has the tensors."""
-        weights = {name: parameter.detach() for parameter, name in self._names.items()}
+        weights = {name: parameter.detach() for parameter, name in self.names.items()}
         trained = gathered(weights, keep=self.parallel.is_main)
         return SavedStudent(self.student, trained, self.config.student, self.config.prompts)
 
     def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
         """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""
         student = self.saved_student()
-        moments = gathered(optimizer_tensors(self.optimizer, self._names), keep=self.parallel.is_main)
+        moments = gathered(optimizer_tensors(self.optimizer, self.names), keep=self.parallel.is_main)
         state = TrainingState(
             step=self.steps_done,
             threads=torch.get_num_threads(),
@@ -300,8 +307,8 @@ class Trainer:
     def resume(self, checkpoints: Path) -> TrainingState:
         """Continue from the newest complete checkpoint. Raises CheckpointError when there is none."""
         directory, state = newest_checkpoint(checkpoints)
-        restore_weights(directory, self.config.student, self._names)
-        restore_optimizer(directory, self.optimizer, self._names)
+        restore_weights(directory, self.config.student, self.names)
+        restore_optimizer(directory, self.optimizer, self.names)
         self._reconciler.load_state_dict(state.weighting)
         self.steps_done = state.step
         if (state.threads, state.torch) != (torch.get_num_threads(), torch.__version__):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from drivekd.data.sample import Sample
+from drivekd.digests import checkpoint_digest
 from drivekd.errors import DataError
 from drivekd.evaluate.generation import embed_prompts, generate_greedy
 from drivekd.evaluate.scores import ImageSetting
@@ -101,23 +101,6 @@ class CheckpointAnswerer:
             return processor.normalize(processor.resize(load_image(image)))
         except DataError as error:
             raise DataError(f"{user.source}: images: {error}") from error
-
-
-def checkpoint_digest(checkpoint: Path) -> str:
-    """ "sha256:..." over the names and contents of the files that decide a checkpoint's answers."""
-    total = hashlib.sha256()
-    for pattern in ("*.safetensors", "*.json", "*.jinja", "merges.txt"):
-        for path in sorted(checkpoint.glob(pattern)):
-            total.update(f"{path.name} {_sha256(path)}\n".encode())
-    return f"sha256:{total.hexdigest()}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _shown(sample: Sample, images: ImageSetting) -> tuple[Path | None, ...]:

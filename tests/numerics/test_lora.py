@@ -50,8 +50,8 @@ def adapted(run: TinyRun, **settings: Any) -> Any:
 
 def logits(model: Any, trainer: Trainer) -> Tensor:
     """Of all samples' tokens, [B, S, V]. The trainer only makes the batch."""
-    batch = trainer._collate([(sample,) for sample in trainer._samples.labelled[:6]])
-    pixels = trainer._collate.pixel_values(list(dict.fromkeys(p for images in batch.images for p in images)), "test")
+    batch = trainer.collate([(sample,) for sample in trainer.samples.labelled[:6]])
+    pixels = trainer.collate.pixel_values(list(dict.fromkeys(p for images in batch.images for p in images)), "test")
     from drivekd.models import encode_images
 
     found = dict(zip(dict.fromkeys(p for images in batch.images for p in images), encode_images(model, pixels), strict=True))
@@ -113,7 +113,7 @@ def test_adapters_start_as_nothing_and_are_drawn_from_the_seed(start: Start, fam
     assert torch.equal(torch.rand(3), expected_draw)  # nobody else's random numbers were used up
     plain = load_model(family_run.student, attention=CAPTURE_ATTENTION)
     assert torch.equal(logits(first.student, first), logits(plain, first))
-    values = [torch.cat([p.detach().flatten() for p in trainer._names]) for trainer in (first, same, other)]
+    values = [torch.cat([p.detach().flatten() for p in trainer.names]) for trainer in (first, same, other)]
     assert torch.equal(values[0], values[1])
     assert not torch.equal(values[0], values[2])
 
@@ -137,11 +137,11 @@ def test_distilling_adapters_lowers_the_losses_and_leaves_the_base(start: Start,
 def test_captured_attention_is_the_adapted_one(family_run: TinyRun, start: Start) -> None:
     """Perception's signal is layer 0's q and k alone: its gradient must reach their adapters and no others."""
     trainer = start(*LORA, "student.lora.targets=[q_proj, k_proj]")
-    batch = trainer._collate([(sample,) for sample in trainer._samples.labelled[:2]])
-    with trainer._objectives.losses(batch, _size()) as losses:
-        row = trainer._rows.followers["perception"]
+    batch = trainer.collate([(sample,) for sample in trainer.samples.labelled[:2]])
+    with trainer.objectives.losses(batch, _size()) as losses:
+        row = trainer.rows.followers["perception"]
         losses[row].backward()
-    reached = {name for parameter, name in trainer._names.items() if parameter.grad is not None and bool(parameter.grad.any())}
+    reached = {name for parameter, name in trainer.names.items() if parameter.grad is not None and bool(parameter.grad.any())}
     assert reached == {f"model.language_model.layers.0.self_attn.{name}_proj.lora_B.default.weight" for name in "qk"}
 
 
@@ -221,7 +221,7 @@ def test_dropout_is_a_function_of_seed_and_step(start: Start) -> None:
     updates = []
     for seed, draws in ((3, 0), (3, 5), (4, 0)):
         trainer = start(*settings, f"seed={seed}")
-        for parameter, name in trainer._names.items():
+        for parameter, name in trainer.names.items():
             if "lora_B" in name:
                 nn.init.constant_(parameter, 0.05)  # else what is dropped is multiplied by zero
         torch.rand(draws)  # somebody else's

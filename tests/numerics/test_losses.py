@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drivekd.distill.losses import (
-    cosine_distance_per_sample,
     cross_entropy_per_sample,
     full_map_mse,
     full_map_mse_per_sample,
-    hidden_relation_mse_per_sample,
     logits_kl_per_sample,
     text_to_vision_mse,
     text_to_vision_mse_per_sample,
@@ -55,27 +53,12 @@ def test_cross_entropy_by_hand() -> None:
     assert cross_entropy_per_sample(logits, targets, sample, 3).tolist() == pytest.approx(expected)
 
 
-def test_cosine_distance_by_hand() -> None:
-    student = torch.tensor([[[3.0, 9.0], [4.0, 9.0]], [[1.0, 2.0], [0.0, 0.0]], [[0.0, 5.0], [0.0, 5.0]]])
-    teacher = torch.tensor([[[4.0, -9.0], [3.0, 0.0]], [[2.0, 4.0], [1.0, 1.0]], [[1.0, 5.0], [1.0, 5.0]]])
-    mask = torch.tensor([[[True, False], [True, False]], [[True, True], [False, False]], [[True, False], [True, False]]])
-    # sample 0: 1 - (12 + 12) / (5 · 5); sample 1: parallel; sample 2: the student's masked map is all zeros
-    assert cosine_distance_per_sample(student, teacher, mask).tolist() == pytest.approx([0.04, 0.0, 1.0], abs=1e-6)
-
-
 def test_kl_by_hand() -> None:
     """Teacher (1/2, 1/2), student (1/4, 3/4): KL(teacher ‖ student) = ln(2/√3); the other way round it is another number."""
     student, teacher = torch.tensor([[1.0, 3.0], [5.0, 5.0], [1.0, 3.0]]).log(), torch.zeros(3, 2)
     per_token = torch.log(torch.tensor(2 / 3**0.5)).item()
     found = logits_kl_per_sample(student, teacher, torch.tensor([2, 2, 0]), 3)
     assert found.tolist() == pytest.approx([per_token, 0.0, per_token / 2], abs=1e-7)
-
-
-def test_hidden_relation_by_hand() -> None:
-    """Student's tokens at a right angle, teacher's parallel: cosines 0 and 1 off the diagonal, two of four entries."""
-    student = torch.tensor([[[2.0, 0.0], [0.0, 5.0]]])
-    teacher = torch.tensor([[[1.0, 1.0, 1.0], [3.0, 3.0, 3.0]]])
-    assert hidden_relation_mse_per_sample(student, teacher).tolist() == pytest.approx([0.5], abs=1e-6)
 
 
 # --- denominators ---------------------------------------------------------------------------------------------------
@@ -107,17 +90,6 @@ def test_the_zero_upper_triangle_is_in_the_full_maps_mean() -> None:
     assert float(full_map_mse(student, teacher)) == pytest.approx(float((student - teacher).square().sum() / (2 * 25)), rel=1e-12)
 
 
-def test_an_empty_mask_has_no_cosine_and_no_gradient() -> None:
-    student = rand(2, 3, 3).requires_grad_()
-    mask = torch.zeros(2, 3, 3, dtype=torch.bool)
-    mask[1] = True
-    found = cosine_distance_per_sample(student, rand(2, 3, 3, seed=1), mask)
-    found.sum().backward()
-    assert float(found[0].detach()) == 0.0 < float(found[1].detach())
-    assert student.grad is not None
-    assert torch.equal(student.grad[0], torch.zeros(3, 3, dtype=torch.float64))  # a root of 0 would make it NaN
-
-
 @pytest.mark.parametrize("padding", [1, 4])
 def test_padding_changes_nothing(padding: int) -> None:
     """Whatever a padded position attends to, and however much padding the longest sample asks for."""
@@ -132,13 +104,6 @@ def test_padding_changes_nothing(padding: int) -> None:
     assert full_map_mse_per_sample(wide_student, wide_teacher, wide_tokens).tolist() == pytest.approx(
         full_map_mse_per_sample(student, teacher, None).tolist(), rel=1e-12
     )
-    assert cosine_distance_per_sample(wide_student, wide_teacher, F.pad(pairs, grown, value=False)).tolist() == pytest.approx(
-        cosine_distance_per_sample(student, teacher, pairs).tolist(), rel=1e-12
-    )
-    down = (0, 0, 0, padding)  # hidden states [B, S, D]
-    assert hidden_relation_mse_per_sample(
-        F.pad(student, down, value=0.7), F.pad(teacher, down, value=0.2), wide_tokens
-    ).tolist() == pytest.approx(hidden_relation_mse_per_sample(student, teacher).tolist(), rel=1e-12)
 
 
 def test_a_long_sample_does_not_outweigh_a_short_one() -> None:
@@ -188,32 +153,6 @@ def test_kl_equals_torchs_mean_of_each_sample(seed: int) -> None:
     assert logits_kl_per_sample(student, teacher, sample, 3).tolist() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_hidden_relation_equals_a_loop_over_pairs_of_tokens(seed: int) -> None:
-    student, teacher = rand(1, 4, 3, seed=seed) - 0.5, rand(1, 4, 7, seed=seed + 50) - 0.5
-    cosine = torch.nn.CosineSimilarity(dim=0)
-    terms = [
-        float((cosine(student[0, i], student[0, j]) - cosine(teacher[0, i], teacher[0, j])) ** 2)
-        for i in range(4)
-        for j in range(4)
-    ]
-    assert hidden_relation_mse_per_sample(student, teacher).tolist() == pytest.approx([sum(terms) / 16], rel=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_neither_scale_nor_rotation_of_hidden_states_matters(seed: int) -> None:
-    student, teacher = rand(2, 4, 5, seed=seed) - 0.5, rand(2, 4, 6, seed=seed + 50) - 0.5
-    rotation = torch.linalg.qr(rand(5, 5, seed=seed)).Q
-    found = hidden_relation_mse_per_sample(7 * student @ rotation, teacher)
-    assert found.tolist() == pytest.approx(hidden_relation_mse_per_sample(student, teacher).tolist(), rel=1e-9)
-
-
-def test_cosine_sees_the_shape_and_not_the_size_of_a_map() -> None:
-    student, teacher, mask = rand(2, 4, 4), rand(2, 4, 4, seed=1), rand_mask(2, 4, 4)
-    found = cosine_distance_per_sample(100 * student, teacher, mask)
-    assert found.tolist() == pytest.approx(cosine_distance_per_sample(student, teacher, mask).tolist(), rel=1e-12)
-
-
 # --- properties -----------------------------------------------------------------------------------------------------
 
 SAMPLE = torch.tensor([0, 0, 1, 1, 1, 3, 3, 3])  # of 8 supervised tokens; sample 2 has none
@@ -223,11 +162,6 @@ SQUARED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "full_map, masked": lambda s, t: full_map_mse(s, t, torch.tensor([[True] * 4, [True, True, False, False]])),
 }
 LOSSES = SQUARED | {
-    "cosine": lambda s, t: cosine_distance_per_sample(s, t, rand_mask(2, 4, 4)).mean(),
-    "hidden_relation": lambda s, t: hidden_relation_mse_per_sample(s, t).mean(),
-    "hidden_relation, masked": lambda s, t: hidden_relation_mse_per_sample(
-        s, t, torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
-    ).mean(),
     "kl": lambda s, t: logits_kl_per_sample(s.reshape(8, 4), t.reshape(8, 4), SAMPLE, 4).mean(),
 }
 

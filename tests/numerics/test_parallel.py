@@ -164,7 +164,7 @@ def test_maps_of_all_layers_reach_sharded_weights(
     """METHOD 5c: "storage of size 0". Every layer is captured: whole maps for reasoning, rows for the others."""
     overrides = (*SIGNALS_ALONE, f"student.gradient_checkpointing={str(checkpointing).lower()}", "signals.mixing=released")
     sharded = start_trainer(tiny_run, *overrides)
-    assert all(isinstance(parameter, DTensor) for parameter in sharded._names)
+    assert all(isinstance(parameter, DTensor) for parameter in sharded.names)
     found = trained(sharded)
     monkeypatch.undo()
     assert_same_training(found, trained(start_trainer(tiny_run, *overrides)))

@@ -162,7 +162,7 @@ def test_the_first_use_gives_what_every_later_use_gives(family_run: TinyRun, tmp
     samples = frame_samples(family_run, [4])
     trainer = run_with_cache(family_run, tmp_path / "cache", "cache.precision=fp16", labelled=samples)
     assert trainer.teachers is not None
-    batch = trainer._collate([tuple(samples)])
+    batch = trainer.collate([tuple(samples)])
     every = tuple(range(len(samples)))
     first, later = (trainer.teachers.targets(batch, dict.fromkeys(CACHED, every)) for _ in range(2))
     assert all(torch.equal(one, other) for name in CACHED for one, other in zip(first[name], later[name], strict=True))
@@ -344,7 +344,7 @@ def test_the_predicted_size_is_what_is_written(family_run: TinyRun, tmp_path: Pa
     samples = frame_samples(family_run, [5, 3, 1, 2])
     settings = (f"cache.precision={precision}", f"training.packing={packing}", "signals.mixing=released")
     trainer = run_with_cache(family_run, tmp_path / "cache", *settings, labelled=samples)
-    predicted = cache_size(trainer.config, trainer.teachers, trainer._collate, samples)
+    predicted = cache_size(trainer.config, trainer.teachers, trainer.collate, samples)
     trainer.fill_cache()
     trainer.step()  # the student's features
     trainer.caches.close()

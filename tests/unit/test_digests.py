@@ -41,6 +41,25 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert file_digest(path) == hashlib.sha256(b"two").hexdigest() != before
 
 
+def test_a_file_changed_within_one_tick_of_the_clock_is_read_again(tmp_path: Path) -> None:
+    """Equal size and equal time of change: only its age says that it may have changed since."""
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    before, time_ns = file_digest(path), path.stat().st_mtime_ns
+    path.write_bytes(b"two")
+    os.utime(path, ns=(time_ns, time_ns))
+    assert file_digest(path) != before
+
+
+def test_a_file_at_rest_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"one")
+    os.utime(path, ns=(10**18, 10**18))
+    digest = file_digest(path)
+    monkeypatch.setattr(Path, "open", None)
+    assert file_digest(path) == digest
+
+
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         file_digest(tmp_path / "gone")

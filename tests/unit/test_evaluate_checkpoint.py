@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from drivekd.data.sample import Sample
+from drivekd.digests import checkpoint_digest
 from drivekd.errors import DataError
 from drivekd.evaluate import evaluate
 from drivekd.evaluate.answerers import open_answerer
-from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer, checkpoint_digest
+from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
 from drivekd.images import load_image
 from drivekd.models import FAMILIES, load_model
 from drivekd.models.qwen2_5_vl import image_grids
