@@ -61,6 +61,7 @@ class Variant:
 
 MEASURES = ("capture", "early_exit", "supervised_logits", "vision_once", "teacher_cache", "plain_gradients", "coefficients")
 LIVE = "cache.memory_mb=0"  # image features are not kept from step to step
+CHECKPOINTED = "student.gradient_checkpointing=true"
 CACHE, SIGNALS, VISION = "cache.directory={work}/cache", "cache.signals=true", "cache.vision=true"
 
 VARIANTS: dict[str, Variant] = {
@@ -70,6 +71,8 @@ VARIANTS: dict[str, Variant] = {
     "released+all": Variant("measures", ("all",)),
     "released-routed+all": Variant("measures", ("all",), mixing="routed"),
     "drivekd-mixed": Variant("drivekd", ("signals.mixing=released", LIVE)),
+    "drivekd-mixed-checkpointed": Variant("drivekd", ("signals.mixing=released", LIVE, CHECKPOINTED)),
+    "drivekd-routed-checkpointed": Variant("drivekd", ("signals.mixing=routed", LIVE, CHECKPOINTED)),
     "drivekd-mixed-vision": Variant("drivekd", ("signals.mixing=released", CACHE, VISION, "cache.signals=false")),
     "drivekd-routed": Variant("drivekd", ("signals.mixing=routed", LIVE)),
     "drivekd-sampled": Variant("drivekd", ("signals.mixing=sampled", LIVE)),
@@ -113,8 +116,11 @@ def _whole_file_config(folder: BenchmarkFolder, variant: Variant, threads: int) 
 
 
 def trainer(config: RunConfig) -> Trainer:
-    """The product's trainer with its samples."""
-    return Trainer(config, read_training_samples(config))
+    """The product's trainer. Teachers are loaded now, not when first asked: their weights are not a step's memory."""
+    made = Trainer(config, read_training_samples(config))
+    for teacher in made.teachers.by_capability.values() if made.teachers else ():
+        assert teacher.model is not None
+    return made
 
 
 def run_config(folder: BenchmarkFolder, records: str, threads: int, overrides: Sequence[str]) -> RunConfig:

@@ -543,7 +543,8 @@ def test_out_of_memory_says_what_to_lower_and_the_advice_works(tiny_run: TinyRun
     assert "Traceback" not in result.stderr
     assert re.match(r"error: out of memory on cpu: [\d,]+ of [\d,]+ MB used at the peak\. ", said), said
     knobs = (
-        "training.micro_batch_size=1, training.max_pack_tokens=2048, student.gradient_checkpointing=true, student.lora={rank: 16}"
+        "training.micro_batch_size=1, training.max_pack_tokens=2048, student.gradient_checkpointing=true, "
+        "teachers.precision=bf16, student.lora={rank: 16}"
     )
     assert (
         f"What helps, cheapest first: {knobs}. The last checkpoint is {out / 'checkpoints' / 'step-4'}; continue with: " in said
