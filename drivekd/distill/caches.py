@@ -6,7 +6,7 @@ an old one is never read by mistake.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -126,8 +126,8 @@ def cache_size(config: RunConfig, teachers: Teachers | None, collate: Collator, 
 
 def taught_by(name: Capability, config: RunConfig, samples: Iterable[Sample]) -> list[Sample]:
     """The samples that (may) learn from one teacher."""
-    column = mixing_matrix(config.signals.mixing)[:, CAPABILITIES.index(name)]
-    return [sample for sample in samples if column[CAPABILITIES.index(sample.capability)] > 0]
+    taught = _taught_capabilities(name, config)
+    return [sample for sample in samples if sample.capability in taught]
 
 
 def fill(
@@ -135,11 +135,15 @@ def fill(
 ) -> None:
     """Ask every teacher that has a cache about every pack; what is there already costs a lookup."""
     progress = ProgressLine()
+    taught = {name: _taught_capabilities(name, config) for name in teachers.caches}
     chunks = micro_batches(packs, config.training.micro_batch_size)
     try:
         for number, chunk in enumerate(chunks, 1):
             batch = collate(chunk).to(device)
-            wanted = {name: tuple(_indices(name, config, batch.samples)) for name in teachers.caches}
+            wanted = {
+                name: tuple(index for index, sample in enumerate(batch.samples) if sample.capability in capabilities)
+                for name, capabilities in taught.items()
+            }
             teachers.targets(batch, {name: samples for name, samples in wanted.items() if samples})
             if caches.writer == 0:  # one line, not one of each process
                 done = f"teacher cache {number}/{len(chunks)}  {caches.num_bytes / 1e6:,.0f} MB"
@@ -149,9 +153,10 @@ def fill(
     caches.flush()
 
 
-def _indices(name: Capability, config: RunConfig, samples: Sequence[Sample]) -> Iterator[int]:
-    taught = {id(sample) for sample in taught_by(name, config, samples)}
-    return (index for index, sample in enumerate(samples) if id(sample) in taught)
+def _taught_capabilities(name: Capability, config: RunConfig) -> set[Capability]:
+    """Whose samples (may) learn from this teacher."""
+    column = mixing_matrix(config.signals.mixing)[:, CAPABILITIES.index(name)]
+    return {capability for capability, weight in zip(CAPABILITIES, column.tolist(), strict=True) if weight > 0}
 
 
 def _signal_scalars(samples: Sequence[Sample], collate: Collator) -> int:

@@ -78,8 +78,10 @@ class Objectives:
             hidden = self._hidden(batch)
             losses = self._cross_entropy(batch, hidden, size) if bool(batch.labelled.any()) else {}
             for name, samples in wanted.items():
-                loss = self._kl(name, batch, samples, hidden) if name not in targets else None
-                loss = self._signal(name, batch, samples, maps, targets[name]) if loss is None else loss
+                if name in targets:
+                    loss = self._signal(name, batch, samples, maps, targets[name])
+                else:
+                    loss = self._kl(name, batch, samples, hidden)
                 weights = mixing[list(samples), CAPABILITIES.index(name)]
                 losses[self._rows.followers[name]] = (weights * loss).sum() / size.num_samples
             targets.clear()  # autograd keeps the differences; maps and targets would be two more of each

@@ -115,14 +115,15 @@ class Teachers:
         """
         found: dict[Capability, list[Tensor]] = {}
         groups: dict[tuple[int, Samples], list[Capability]] = {}
+        views = {samples: batch.select(samples) for samples in wanted.values()}
         for name, samples in wanted.items():
-            cached = self.caches[name].get(batch.select(samples)) if name in self.caches else None
+            cached = self.caches[name].get(views[samples]) if name in self.caches else None
             if cached is not None:
                 found[name] = [block.to(batch.input_ids.device) for block in cached]
             else:
                 groups.setdefault((id(self.by_capability[name]), samples), []).append(name)
         for (_, samples), names in groups.items():
-            found |= self._live(names, batch.select(samples), batch.input_ids.device)
+            found |= self._live(names, views[samples], batch.input_ids.device)
         return found
 
     def _live(self, names: Sequence[Capability], view: View, device: torch.device) -> dict[Capability, list[Tensor]]:
