@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from drivekd.config import RunConfig, StudentConfig
 from drivekd.data.batch import Collator
 from drivekd.data.sample import Sample
 from drivekd.distill.lora import add_adapters, hold_frozen_linears_in
-from drivekd.models import load_model, modules_of
+from drivekd.models import language_model, load_model, modules_of
 from drivekd.models.probe import CAPTURE_ATTENTION
+from drivekd.models.swiglu import recompute_products
 from drivekd.processor import load_processor
 
 
@@ -56,6 +58,9 @@ def load_student(
         hold_frozen_linears_in(model, compute_dtype)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        decoder: Any = language_model(model)
+        recompute_products(decoder.layers)
     model.to(device).train()
     return Student(model, Collator(processor), trainable(model), not trains_vision(config))
 

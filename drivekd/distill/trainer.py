@@ -34,6 +34,7 @@ from drivekd.distill.checkpoint import (
 )
 from drivekd.distill.features import ImageFeatures, Towers
 from drivekd.distill.gradients import GradientRows
+from drivekd.distill.memory import return_large_blocks
 from drivekd.distill.mixing import sample_mixing
 from drivekd.distill.objectives import Objectives, StepSize
 from drivekd.distill.parallel import Turn, join, resolve_device
@@ -76,6 +77,8 @@ class Trainer:
         _check_unit(config, self.parallel.size)
         if config.training.threads:
             torch.set_num_threads(config.training.threads)
+        if self.device.type == "cpu":
+            return_large_blocks()
         self.samples = samples
         with self.parallel.agreed():
             self._load_models()
