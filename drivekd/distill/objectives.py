@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +84,8 @@ class Objectives:
                     loss = self._kl(name, batch, samples, hidden)
                 weights = mixing[list(samples), CAPABILITIES.index(name)]
                 losses[self._rows.followers[name]] = (weights * loss).sum() / size.num_samples
-            targets.clear()  # autograd keeps the differences; maps and targets would be two more of each
-            maps.captured.release()
+            targets.clear()
+            maps.captured.release()  # autograd keeps the differences; the maps would be as much again
             yield losses
 
     def _hidden(self, batch: Batch) -> Tensor:
@@ -131,14 +131,14 @@ class Objectives:
             logits: Tensor = self._student.lm_head(hidden[supervised.row, supervised.position])  # [M, V]
         return logits
 
-    def _signal(self, name: Capability, batch: Batch, samples: Samples, maps: Maps, targets: Sequence[Tensor]) -> Tensor:
-        """The signal's loss of each of the samples, [len(samples)]."""
+    def _signal(self, name: Capability, batch: Batch, samples: Samples, maps: Maps, targets: list[Tensor]) -> Tensor:
+        """The signal's loss of each of the samples, [len(samples)]. Empties `targets`."""
         assert self._teachers is not None
         signal = self._teachers.signals[name]
         view = batch.select(samples)
         places = places_of(signal.form, view.batch)
-        student = [maps.at(signal, layer, view, places) for layer in signal.student_layers]
-        return signal_loss(signal, student, targets, view.batch, places, self._signals.rows)
+        student = (maps.at(signal, layer, view, places) for layer in signal.student_layers)
+        return signal_loss(signal, student, _drained(targets), view.batch, places, self._signals.rows)
 
     def _kl(self, name: Capability, batch: Batch, samples: Samples, hidden: Tensor) -> Tensor:
         """KL between the teacher's and the student's words at the samples' supervised tokens, [len(samples)]."""
@@ -151,6 +151,12 @@ class Objectives:
         asked = view.batch.to(teacher.device)
         logits = teacher.logits(asked, there.row.to(teacher.device), there.position.to(teacher.device)).to(hidden.device)
         return logits_kl_per_sample(student, logits, there.sample, len(samples))
+
+
+def _drained(targets: list[Tensor]) -> Iterator[Tensor]:
+    """Each target once, and gone: as the differences that autograd keeps come, the targets go."""
+    while targets:
+        yield targets.pop(0)
 
 
 def supervised_tokens(batch: Batch) -> Supervised:

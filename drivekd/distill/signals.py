@@ -10,7 +10,7 @@ question of the pack, an answer's rows to one. B packs, N samples, R rows, C col
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -141,11 +141,11 @@ def row_members(batch: Batch, places: Places, counted: CountedRows) -> Tensor:
 
 
 def signal_loss(
-    signal: Signal, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, places: Places, counted: CountedRows
+    signal: Signal, student: Iterable[Tensor], teacher: Iterable[Tensor], batch: Batch, places: Places, counted: CountedRows
 ) -> Tensor:
     """The signal's loss for each sample, [N]: the mean over its student layers.
 
-    student[i], teacher[i]: the maps of student layer i and of its group of teacher layers at `places`, [B, R, C] each.
+    student, teacher: for each i the maps of student layer i and of its group of teacher layers at `places`, [B, R, C] each.
     """
     members = row_members(batch, places, counted)  # [N, R]
     compare = _cosine_losses if signal.loss == "cosine" else _mse_losses
