@@ -12,7 +12,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "drivekd needs Python 3.11 to 3.13, this is " + sys.version)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,export,ort,eval,video,ros-test,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,export,ort,rtx,sign,eval,video,ros-test,dev]'
 	touch $@
 
 demo: setup

@@ -40,6 +40,7 @@ app.add_typer(data, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
+PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -61,6 +62,10 @@ def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     from drivekd.tables import print_table
 
     print_table(title, header, rows)
+
+
+def _talk(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _version(wanted: bool) -> None:
@@ -202,28 +207,49 @@ def evaluate(
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="A checkpoint, or with --trt on the car: a bundle.")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint, run or adapter; or a bundle, to add engines, kit or signature.")],
     out: Annotated[Path | None, typer.Option("--out", help="The bundle to write.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 | fp16 | int8 | int4")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32 | fp16 | int8 | int4 (vision then int8)")] = "fp32",
+    overrides: Overrides = None,
     trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this device.")] = False,
+    kit: Annotated[str | None, typer.Option(help="edgellm: what NVIDIA's TensorRT Edge-LLM needs.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="With --kit on a bundle: where it came from.")] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY.pem", help="Sign the bundle with a private key.")] = None,
 ) -> None:
     """ONNX graphs, verified against the model, in one bundle."""
-    from drivekd.export.command import export_command
+    from drivekd.export.command import Extras, export_checkpoint, finish_bundle, is_bundle
 
-    _print_table(*export_command(source, out, precision=precision, trt=trt))
+    extras = Extras(trt=trt, kit=kit, sign=sign, checkpoint=checkpoint)
+    if is_bundle(source):
+        finish_bundle(source, extras, out=out, show=_print_table, say=_talk)
+        return
+    from drivekd.export.plan import plan_from_options
+
+    plan = plan_from_options(precision, overrides or ())
+    export_checkpoint(source, out, plan, extras, show=_print_table, say=_talk)
 
 
 @app.command()
 def check(
     bundle: Path,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Graphs, shapes, sizes.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Graphs, shapes, sizes, memory, engines, origin.")] = False,
+    expect_digest: Annotated[str | None, typer.Option(metavar="DIGEST", help="The digest that the bundle must have.")] = None,
+    public_key: PublicKey = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Name the first layer that computes something else.")] = False,
+    outputs: Annotated[Path | None, typer.Option(metavar="out.json", help="Judge the answers of another engine.")] = None,
 ) -> None:
-    """Verify a bundle: digests, then the parity gate on this machine."""
-    from drivekd.runtime import check_bundle
-    from drivekd.runtime.command import check_rows
+    """Verify a bundle: digests, signature, then the parity gate on this machine."""
+    from drivekd.check import check_command
 
-    rows = check_rows(check_bundle(bundle), verbose=verbose)
-    _print_table(f"{bundle} is sound", ["", ""], rows)
+    check_command(
+        bundle,
+        verbose=verbose,
+        expect_digest=expect_digest,
+        public_key=public_key,
+        bisect=bisect,
+        outputs=outputs,
+        show=_print_table,
+    )
 
 
 @app.command()
@@ -240,15 +266,16 @@ def run(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, in camera order; CAMERA=FILE names one.")],
     question: Annotated[str | None, typer.Option(help="Ask this instead of the bundle's three questions.")] = None,
     as_json: AsJson = False,
+    public_key: PublicKey = None,
 ) -> None:
     """Perception, reasoning and planning text for one frame."""
     from drivekd.live import LiveTexts
     from drivekd.runtime.command import run_command
 
     if as_json:
-        return typer.echo(json.dumps(run_command(bundle, images, question=question)))
+        return typer.echo(json.dumps(run_command(bundle, images, question=question, public_key=public_key)))
     with LiveTexts() as live:
-        result = run_command(bundle, images, question=question, on_texts=live.show)
+        result = run_command(bundle, images, question=question, on_texts=live.show, public_key=public_key)
     for capability, answer in result["answers"].items():
         typer.echo(f"{capability}: {answer['text']}")
     if note := result.get("note"):
@@ -256,12 +283,12 @@ def run(
 
 
 @app.command()
-def bench(bundle: Path, as_json: AsJson = False) -> None:
+def bench(bundle: Path, as_json: AsJson = False, public_key: PublicKey = None) -> None:
     """Milliseconds by stage on this machine: p50, p95, p99."""
     from drivekd.runtime import bench_bundle
     from drivekd.runtime.command import bench_table
 
-    report = bench_bundle(bundle)
+    report = bench_bundle(bundle, public_key=public_key)
     if as_json:
         return typer.echo(json.dumps(report.to_json()))
     _print_table(*bench_table(report))

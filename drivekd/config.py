@@ -252,12 +252,12 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     tree = _read_with_base(path, ())
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     _anchor_paths(tree, Path.cwd())  # what is still relative came from an override; config.yaml must be readable from anywhere
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(error, path)) from error
+        raise ConfigError(explain(error, path, RunConfig)) from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -316,7 +316,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put one `key.sub=value` (the value is YAML) into a tree. Raises ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {override}: expected key=value, for example --set training.steps=100")
@@ -355,25 +356,25 @@ def _anchor_paths(tree: dict[str, Any], folder: Path) -> None:
                 values[key] = [str(folder / item) if isinstance(item, str) else item for item in value]
 
 
-def _explain(error: ValidationError, path: Path) -> str:
-    """One line a fault: file, key, what was found, what would be right."""
+def explain(error: ValidationError, source: object, root: type[BaseModel]) -> str:
+    """One line a fault of reading a `root`: source, key, what was found, what would be right."""
     lines = []
     for fault in error.errors():
         names = [str(part) for part in fault["loc"]]
         key = ".".join(names) or "the whole configuration"
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key {key}; known here: {_keys_of(_section_at(names[:-1]))}")
+            lines.append(f"{source}: unknown key {key}; known here: {_keys_of(_section_at(names[:-1], root))}")
         elif fault["type"] == "missing":
-            lines.append(f"{path}: {key} is missing; it is required")
+            lines.append(f"{source}: {key} is missing; it is required")
         else:
             reason = fault["msg"].removeprefix("Value error, ")
             found = "" if isinstance(fault["input"], dict) else f" = {fault['input']!r}"
-            lines.append(f"{path}: {key}{found}: {reason}")
+            lines.append(f"{source}: {key}{found}: {reason}")
     return "\n".join(lines)
 
 
-def _section_at(names: Sequence[str]) -> type[BaseModel]:
-    section: type[BaseModel] = RunConfig
+def _section_at(names: Sequence[str], root: type[BaseModel]) -> type[BaseModel]:
+    section = root
     for name in names:
         annotation = section.model_fields[name].annotation
         (section,) = (kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None))  # X or X | None

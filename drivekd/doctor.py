@@ -8,8 +8,11 @@ import os
 import platform
 import shutil
 
+from drivekd.export.engine_device import this_device
+from drivekd.export.platforms import precisions, this_board
 from drivekd.run_directory import versions
 
+NEWEST_TENSORRT = (11,)
 Finding = list[str]  # what, found, what to do
 
 
@@ -21,6 +24,8 @@ def findings(*, ros: bool = False) -> list[Finding]:
         _package("training", "torch", "pip install 'drivekd[train]'"),
         _package("export", "onnxscript", "pip install 'drivekd[export]'"),
         _onnxruntime(),
+        _gpu(),
+        _board(),
         _tensorrt(),
         _package("TensorRT-RTX", "tensorrt_rtx", "pip install 'drivekd[rtx]' to compile graphs ahead of time, without a GPU"),
     ]
@@ -43,10 +48,32 @@ def _onnxruntime() -> Finding:
     return ["onnxruntime", ", ".join(onnxruntime.get_available_providers()), advice]
 
 
+def _gpu() -> Finding:
+    device = this_device()
+    if device is None:
+        return ["GPU", "no NVIDIA GPU or no driver", ""]
+    major, minor = divmod(device.capability, 10)
+    types = ", ".join(precisions(device.capability, NEWEST_TENSORRT))
+    return ["GPU", f"{device.name}, SM {major}.{minor}, driver {device.driver}; with a new TensorRT: {types}", ""]
+
+
+def _board() -> Finding:
+    """This machine's row in the table of JetPack releases."""
+    board = this_board()
+    return ["JetPack", board.found, board.advice]
+
+
 def _tensorrt() -> Finding:
-    if importlib.util.find_spec("tensorrt") is not None:
+    if importlib.util.find_spec("tensorrt") is None:
+        return [
+            "TensorRT",
+            "not installed",
+            "JetPack and DriveOS bring it; on x86 pip install 'drivekd[trt]' from NVIDIA's index",
+        ]
+    try:
         return ["TensorRT", f"tensorrt {importlib.metadata.version('tensorrt')}", ""]
-    return ["TensorRT", "not installed", "JetPack and DriveOS bring it; on x86 pip install 'drivekd[trt]' from NVIDIA's index"]
+    except importlib.metadata.PackageNotFoundError:  # a system package may come without Python's metadata
+        return ["TensorRT", "installed", ""]
 
 
 def _ros() -> list[Finding]:

@@ -1,128 +1,238 @@
-"""A checkpoint becomes a bundle: export, build, infer, compare, and only then write; it arrives whole or not at all."""
+"""A checkpoint becomes a bundle: export, compare, quantize, compare again; it arrives whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
 
 from drivekd import __version__
 from drivekd.digests import file_digest
 from drivekd.errors import ExportError, UsageError
+from drivekd.images import ImageForm
+from drivekd.log import logger
+from drivekd.processor import Processor
 from drivekd.run_directory import whole_directory
-from drivekd.runtime.bundle import Bundle, digest_line
+from drivekd.runtime.bundle import digest_line, read_bundle
 from drivekd.runtime.check import check_bundle
-from drivekd.runtime.golden import GOLDEN_FILE, record_golden
-from drivekd.runtime.manifest import DIGEST_FILE, FORMAT_VERSION, MANIFEST_FILE, FileEntry, Generation, GraphSpec, Manifest
+from drivekd.runtime.golden import GOLDEN_FILE, golden_images, record_golden
+from drivekd.runtime.manifest import (
+    DIGEST_FILE,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    EmbeddingSpec,
+    FileEntry,
+    Generation,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+)
+from drivekd.runtime.questions import fill_template
 from drivekd.runtime.session import Session
 
-from .graphs import DecoderGraph, VisionGraph, export_attention
-from .measure import measure_parity
-from .onnx_graph import onnx_from_module
-from .parity import ParityTable
+from .accuracy import AccuracyRow, accuracy_rows
+from .calibration import Calibrated, calibrate, camera_samples
+from .checkpoint_source import locate_checkpoint
+from .embedding_table import embedding_spec, quantize_embedding
+from .graphs import write_graphs
+from .layer_recording import record_layers
+from .layer_values import LAYERS_FILE
+from .matmuls import check_exclusions, matmul_names
+from .measure import decoder_rows, measure_parity
+from .parity import ParityRow, ParityTable, parity_table
+from .plan import ExportPlan
+from .prompt_set import PromptSet
+from .quantization import convert
+from .reference import Reference, take_reference
+from .sensitivity import SensitivityReport, sensitivity
+from .shared_weights import share_weights
 from .source import Source, load_source
-from .specs import decoder_spec, vision_spec
 
-PRECISIONS = ("fp32",)
-DIALECT = "concat"
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
+EMBEDDING_FILE = "embedding.safetensors"
+DECODER_DATA = "decoder.data"
+SENSITIVITY_SAMPLES = 2  # each is run once a row
 
 OnParity = Callable[[ParityTable], None]
+OnSensitivity = Callable[[SensitivityReport], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """accuracy: without an evaluation set, nothing."""
+
+    parity: ParityTable
+    accuracy: tuple[AccuracyRow, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint without its model: what the bundle says of it, and the truth to compare with. embedding: [V, D]."""
+
+    processor: Processor
+    prompts: PromptSet
+    info: ModelInfo
+    origin: dict[str, str]
+    graphs: dict[str, GraphSpec]
+    embedding: NDArray[np.float32]
+    embedding_spec: EmbeddingSpec
+    reference: Reference
+    layers: bytes
+
+    @property
+    def images(self) -> ImageForm:
+        return self.processor.images
 
 
 def bundle_from_checkpoint(
     checkpoint: Path,
     out: Path,
     *,
-    precision: str = "fp32",
+    plan: ExportPlan | None = None,
     prompts: Mapping[str, str] | None = None,
     on_parity: OnParity | None = None,
-) -> ParityTable:
-    """Export a checkpoint directory (Hugging Face layout) as the bundle directory `out`.
+    on_sensitivity: OnSensitivity | None = None,
+) -> ExportReport:
+    """Export a checkpoint, a run or an adapter (Hugging Face layout) as the bundle directory `out`.
 
-    prompts: one question template per capability, None = those of the checkpoint. on_parity: gets the parity table before it
-    is judged, so that it can be shown when it fails.
-    Raises UsageError (`out` is not empty, unknown precision, a wrong prompt), CheckpointError (missing file, other family, NaN
-    weights), ExportError (no graph, parity failed, no disk space). Whatever it raises, nothing is left behind.
+    plan: None = fp32 in every dialect. prompts: one question template per capability, None = those of the checkpoint.
+    on_parity: gets the parity table before it is judged, so that it can be shown when it fails. on_sensitivity: gets each
+    quantized graph's report, when the plan's settings ask for it.
+    Raises UsageError (`out` is not empty, a wrong prompt), CheckpointError (missing file, other family, NaN weights), ExportError
+    (no graph, parity failed, no disk space), DataError (calibration or evaluation records). Whatever it raises, nothing is left
+    behind.
     """
-    checkpoint, out = Path(checkpoint), Path(out)
-    _check_request(out, precision)
-    source = load_source(checkpoint, prompts)
-    with whole_directory(out, needed_bytes=_needed_bytes(source), error_type=ExportError) as staging:
-        graphs = _write_graphs(source, staging)
-        _write_embedding(source, staging)
-        (staging / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
-        with Session(_staged_bundle(source, graphs, staging, precision)) as session:
-            table = measure_parity(source.model, session)
-            if on_parity is not None:
-                on_parity(table)
-            _check_parity(checkpoint, table)
-            (staging / GOLDEN_FILE).write_bytes(record_golden(session))
-        manifest = dataclasses.replace(
-            _manifest(source, graphs, precision), parity=tuple(table.to_json()), files=_file_entries(staging)
-        )
-        _write_manifest(manifest, staging)
-        check_bundle(staging)
-    return table
-
-
-def _check_request(out: Path, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is not available; this version exports {', '.join(PRECISIONS)}")
+    checkpoint, out, plan = Path(checkpoint), Path(out), plan or ExportPlan()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty directory; name another --out or remove it")
+    logger.info("reading %s", checkpoint)
+    source = load_source(checkpoint, prompts)
+    with (
+        whole_directory(out, needed_bytes=_needed_bytes(source, plan), error_type=ExportError) as staging,
+        _beside(staging) as exact,
+    ):
+        logger.info("asking the model, and writing its graphs in fp32: %s", ", ".join(plan.dialects))
+        exported = _export(source, exact, plan.dialects)
+        del source  # the model's memory is the sessions' now
+        rows = _compared(exported, exact, "fp32")
+        if not plan.is_exact and rows.passed:
+            converted = _convert(exported, exact, staging, plan, on_sensitivity)
+            rows = parity_table([*rows.rows, *_compared(converted, staging, plan.label).rows])
+        if on_parity is not None:
+            on_parity(rows)
+        _check_parity(checkpoint, rows)
+        if plan.is_exact:
+            converted = exported
+            _move_files(exact, staging)
+        _finish(converted, staging, plan, rows)
+        accuracy = _accuracy(checkpoint, converted, staging if plan.is_exact else exact, staging, plan)
+        check_bundle(staging)
+        return ExportReport(rows, accuracy)
 
 
-def _needed_bytes(source: Source) -> int:
+@contextmanager
+def _beside(staging: Path) -> Iterator[Path]:
+    """A directory for the fp32 graphs, gone at the end; its name is one that whole_directory clears away after a kill."""
+    folder = staging.with_name(staging.name.removesuffix(".tmp") + ".fp32.tmp")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _needed_bytes(source: Source, plan: ExportPlan) -> int:
+    """The fp32 graphs, and beside them what they are converted to: at most as much again."""
     weights = sum(parameter.nbytes for parameter in source.model.parameters())
     embedding = source.model.get_input_embeddings().weight.nbytes  # once in the decoder as lm_head, once for the host
-    return int((weights + embedding) * HEADROOM)
+    return int((weights + embedding) * HEADROOM * (1 if plan.is_exact else 2))
 
 
-def _write_graphs(source: Source, staging: Path) -> dict[str, GraphSpec]:
-    images, chat = source.images, source.processor.chat
-    with export_attention(source.model):
-        vision = vision_spec(source.info, images, chat.tokens_per_image)
-        return {
-            "vision": onnx_from_module(VisionGraph(source.model), vision, staging),
-            "decoder": onnx_from_module(DecoderGraph(source.model), decoder_spec(source.info), staging),
-        }
-
-
-def _write_embedding(source: Source, staging: Path) -> None:
-    weight = source.model.get_input_embeddings().weight.detach().contiguous()
-    (staging / "embedding.safetensors").write_bytes(safetensors.torch.save({"weight": weight}))
-
-
-def _manifest(source: Source, graphs: dict[str, GraphSpec], precision: str) -> Manifest:
-    """All but the parity table and the files."""
-    processor, prompts = source.processor, source.prompts
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        drivekd_version=__version__,
-        precision=precision,
-        dialect=DIALECT,
-        model=source.info,
-        images=source.images,
-        chat=processor.chat,
-        prompts=prompts.prompts,
-        variables=prompts.variables,
-        cameras=prompts.cameras,
-        note=prompts.note,
-        generation=Generation(prompts.max_new_tokens, processor.prompts.end_of_turn_id),
-        graphs=graphs,
-        parity=(),
-        files={},
+def _export(source: Source, folder: Path, dialects: tuple[str, ...]) -> Exported:
+    """The graphs in fp32, and everything else that needs the model."""
+    questions = [fill_template(text, source.prompts.variables) for text in source.prompts.prompts.values()]
+    images = list(golden_images(source.processor.images.tile_px).values())
+    weight = source.model.get_input_embeddings().weight.detach().contiguous().numpy()
+    (folder / EMBEDDING_FILE).write_bytes(safetensors.numpy.save({"weight": weight}))
+    (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
+    return Exported(
+        processor=source.processor,
+        prompts=source.prompts,
+        info=source.info,
+        origin=source.origin,
+        reference=take_reference(source.model, source.processor, images, questions),
+        layers=record_layers(source.model, source.processor, images[0], questions[0]),
+        graphs=write_graphs(source, folder, dialects),
+        embedding=weight,
+        embedding_spec=EmbeddingSpec("fp32", 0),
     )
 
 
-def _staged_bundle(source: Source, graphs: dict[str, GraphSpec], staging: Path, precision: str) -> Bundle:
-    """What is written so far as the runtime will see it."""
-    files = {path.name: path.read_bytes() for path in staging.iterdir()}
-    return Bundle(staging, "", _manifest(source, graphs, precision), files)
+def _convert(exported: Exported, exact: Path, staging: Path, plan: ExportPlan, on_sensitivity: OnSensitivity | None) -> Exported:
+    """Every file of the bundle in the plan's precision."""
+    plans = {name: plan.vision if name == "vision" else plan.decoder for name in exported.graphs}
+    check_exclusions(plan.settings.exclude, _quantizable(exported, exact))
+    logger.info("converting to %s", plan.label)
+    calibrated = _calibrated(exported, exact, plan) if plan.settings.calibration else Calibrated({}, {})
+    if plan.settings.sensitivity and on_sensitivity is not None:
+        for name, feeds in calibrated.feeds.items():
+            if plans[name].precision in ("int8", "int4"):
+                ranges = calibrated.ranges[name]
+                on_sensitivity(sensitivity(name, exported.graphs[name], exact, plans[name], feeds[:SENSITIVITY_SAMPLES], ranges))
+    graphs = {
+        name: convert(spec, exact, staging, plans[name], calibrated.ranges.get(name)) for name, spec in exported.graphs.items()
+    }
+    graphs |= _shared(staging, {name: spec for name, spec in graphs.items() if name != "vision"})
+    spec = embedding_spec(plan.decoder.precision, exported.info.hidden_size, plan.decoder.block)
+    table = quantize_embedding(exported.embedding, spec.precision, spec.block)
+    (staging / EMBEDDING_FILE).write_bytes(safetensors.numpy.save(table))
+    shutil.copyfile(exact / "tokenizer.json", staging / "tokenizer.json")
+    return dataclasses.replace(exported, graphs=graphs, embedding_spec=spec)
+
+
+def _quantizable(exported: Exported, exact: Path) -> list[str]:
+    """Names of the MatMuls of all graphs; dialects have the same."""
+    specs = {name: exported.graphs[name] for name in ("vision", list(exported.graphs)[-1])}
+    return [name for spec in specs.values() for name in matmul_names(exact, spec)]
+
+
+def _calibrated(exported: Exported, exact: Path, plan: ExportPlan) -> Calibrated:
+    settings = plan.settings
+    assert settings.calibration is not None
+    samples = camera_samples(settings.calibration, exported.processor, count=settings.calibration_samples)
+    logger.info("calibrating on %d camera images of %s", len(samples), settings.calibration)
+    return calibrate(samples, exported.embedding, exported.graphs, exact)
+
+
+def _shared(staging: Path, decoders: dict[str, GraphSpec]) -> dict[str, GraphSpec]:
+    """The decoders with their weights in one file."""
+    share_weights(staging, [spec.file for spec in decoders.values()], DECODER_DATA)
+    return {name: dataclasses.replace(spec, data_file=DECODER_DATA) for name, spec in decoders.items()}
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        path.replace(target / path.name)
+
+
+def _compared(exported: Exported, folder: Path, precision: str) -> ParityTable:
+    """Every dialect of a folder's graphs against the reference."""
+    write_manifest(_manifest(exported, precision), folder)
+    bundle = read_bundle(folder)
+    rows: list[ParityRow] = []
+    for dialect in bundle.manifest.dialects:
+        logger.info("parity in %s: %s", precision, dialect)
+        with Session(bundle, dialect=dialect) as session:
+            rows += decoder_rows(exported.reference, session) if rows else measure_parity(exported.reference, session)
+    return parity_table(rows)
 
 
 def _check_parity(checkpoint: Path, table: ParityTable) -> None:
@@ -131,19 +241,64 @@ def _check_parity(checkpoint: Path, table: ParityTable) -> None:
         failed = sum(not row.passed for row in table.rows)
         agreement = "" if worst.argmax_agreement is None else f", {worst.argmax_agreement:.1%} of the tokens agree"
         raise ExportError(
-            f"{checkpoint}: parity failed in {failed} of {len(table.rows)} outputs, no bundle was written. Worst: {worst.graph}, "
-            f"{worst.case}, {worst.output}: error {worst.max_abs:.2e}, limit {worst.limit:.2e}{agreement}"
+            f"{checkpoint}: parity failed in {failed} of {len(table.rows)} outputs, no bundle was written. Worst: "
+            f"{worst.graph} in {worst.precision}, {worst.case}, {worst.output}: "
+            f"error {worst.max_abs:.2e}, limit {worst.limit:.2e}{agreement}"
         )
 
 
-def _file_entries(staging: Path) -> dict[str, FileEntry]:
-    entries = {}
-    for path in sorted(staging.iterdir()):
-        entries[path.name] = FileEntry(file_digest(path), path.stat().st_size)
-    return entries
+def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityTable) -> None:
+    """What needs the bundle at work, and the manifest over all of it."""
+    (staging / LAYERS_FILE).write_bytes(exported.layers)
+    manifest = dataclasses.replace(_manifest(exported, plan.label), parity=tuple(parity.to_json()))
+    write_manifest(manifest, staging)
+    with Session(read_bundle(staging)) as session:
+        golden = record_golden(session)
+    (staging / GOLDEN_FILE).write_bytes(golden)
+    write_manifest(manifest, staging)
 
 
-def _write_manifest(manifest: Manifest, staging: Path) -> None:
-    data = manifest.to_bytes()
-    (staging / MANIFEST_FILE).write_bytes(data)
-    (staging / DIGEST_FILE).write_bytes(digest_line(hashlib.sha256(data).hexdigest()))
+def _accuracy(checkpoint: Path, exported: Exported, exact: Path, staging: Path, plan: ExportPlan) -> tuple[AccuracyRow, ...]:
+    """The evaluation set's table, also put into the manifest. For an adapter, merged, its fp32 graphs stand."""
+    if plan.settings.evaluation is None:
+        return ()
+    before = exact if exported.origin["kind"] == "lora" else locate_checkpoint(checkpoint).checkpoint
+    logger.info("answering %s", plan.settings.evaluation)
+    rows = tuple(accuracy_rows(before, staging, plan.settings.evaluation))
+    manifest = read_bundle(staging).manifest
+    write_manifest(dataclasses.replace(manifest, accuracy=tuple(row.to_json() for row in rows)), staging)
+    return rows
+
+
+def _manifest(exported: Exported, precision: str) -> Manifest:
+    """All but tables and files."""
+    processor, prompts = exported.processor, exported.prompts
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        drivekd_version=__version__,
+        precision=precision,
+        dialects=tuple(name.removeprefix("decoder.") for name in exported.graphs if name != "vision"),
+        model=exported.info,
+        source=exported.origin,
+        images=exported.images,
+        chat=processor.chat,
+        prompts=prompts.prompts,
+        variables=prompts.variables,
+        cameras=prompts.cameras,
+        note=prompts.note,
+        generation=Generation(prompts.max_new_tokens, processor.prompts.end_of_turn_id),
+        graphs=exported.graphs,
+        embedding=exported.embedding_spec,
+        parity=(),
+        accuracy=(),
+        files={},
+    )
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """manifest.json and bundle.sha256 over every other file of a folder that is a bundle from now on."""
+    others = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST_FILE, DIGEST_FILE))
+    files = {path.name: FileEntry(file_digest(path), path.stat().st_size) for path in others}
+    data = dataclasses.replace(manifest, files=files).to_bytes()
+    (folder / MANIFEST_FILE).write_bytes(data)
+    (folder / DIGEST_FILE).write_bytes(digest_line(hashlib.sha256(data).hexdigest()))

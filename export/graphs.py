@@ -1,114 +1,109 @@
-"""The modules that become graphs: the family's own layers behind flat tensors.
+"""All graphs of a checkpoint: torch modules, one a tower and one for the language model, lowered and written in fp32.
 
-    VisionGraph     get_image_features: vision_tower, pixel shuffle, multi_modal_projector
-    DecoderGraph    language_model over inputs_embeds with K/V in and out, lm_head on the last column
+    vision.onnx            InternVLVision or QwenVision
+    decoder.<dialect>.onnx DecoderGraph; weights in decoder.data, once for all dialects
 
-B batch, H heads, K key/value heads, G = H / K, T new columns, S = past + T, d head dim.
+Every MatMul of a weight is called after it (layers.0.mlp.up_proj, lm_head, vision.layers.0.attention.q_proj) and takes it from an
+initializer [in, out]. Hidden states behind layers are the values layers.N.output and vision.layers.N.output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
-import torch
+import onnx_ir as ir
 from torch import nn
-from transformers import AttentionInterface, InternVLForConditionalGeneration
-from transformers.cache_utils import DynamicCache
+from transformers import InternVLForConditionalGeneration, PreTrainedModel
 
-ATTENTION = "drivekd_grouped"
+from drivekd.errors import UsageError
+from drivekd.images import ImageForm, PatchSettings
+from drivekd.runtime.manifest import DIALECTS, GraphSpec
 
-PastKeyValues = list[tuple[torch.Tensor, torch.Tensor]]  # per layer, [B, K, past, d]
+from .dialect_concat import lower_to_concat
+from .dialect_gqa import lower_to_gqa
+from .graphs_decoder import DecoderGraph, causal_mask
+from .graphs_internvl import InternVLVision, export_attention
+from .graphs_qwen import QwenVision
+from .lowering_norm import norms_to_standard
+from .onnx_graph import finished, graph_from_module
+from .packing import pack_projections
+from .passes import Pass, run_passes
+from .shared_weights import write_models
+from .source import Source
+from .specs import decoder_spec, vision_spec
+
+__all__ = ["DecoderGraph", "causal_mask", "write_graphs"]
+
+# Larger weights lie beside their graph: protobuf ends at 2 GB, and parsing it keeps two copies of what is inside.
+INLINE_LIMIT_BYTES = 64_000_000
+LOWERINGS: dict[str, Pass] = {"gqa": lower_to_gqa, "concat": lower_to_concat}
 
 
-def grouped_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    **unused: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention that folds the G query heads of one key head into its rows: K/V are never repeated.
+def write_graphs(source: Source, folder: Path, dialects: Sequence[str] = DIALECTS) -> dict[str, GraphSpec]:
+    """Write vision.onnx and a decoder for each dialect into `folder`; returns specs under "vision" and "decoder.<dialect>".
 
-    query [B, H, T, d]; key, value [B, K, S, d]; attention_mask additive [B, 1, T, S]. Returns [B, T, H, d], no weights.
+    Raises UsageError for an unknown dialect, ExportError when torch cannot make a graph, OSError when a file cannot be written.
     """
-    batch, heads, length, dim = query.shape
-    kv_heads = key.shape[1]
-    groups = heads // kv_heads
-    scores = torch.matmul(query.reshape(batch, kv_heads, groups * length, dim), key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        split = scores.reshape(batch, kv_heads, groups, length, -1) + attention_mask[:, :, None]  # [B, K, G, T, S]
-        scores = split.reshape(batch, kv_heads, groups * length, -1)  # [B, K, G*T, S]
-    mixed = torch.matmul(scores.softmax(-1), value)  # [B, K, G*T, d]
-    return mixed.reshape(batch, heads, length, dim).transpose(1, 2).contiguous(), None
+    if unknown := [name for name in dialects if name not in LOWERINGS]:
+        raise UsageError(f"dialect {unknown[0]!r} is unknown; this version has: {', '.join(LOWERINGS)}")
+    with _evaluating(source.model):
+        return {"vision": _write_vision(source, folder), **_write_decoders(source, folder, dialects)}
 
 
-AttentionInterface.register(ATTENTION, grouped_attention)
+def _write_vision(source: Source, folder: Path) -> GraphSpec:
+    spec = vision_spec(source.info, source.images, source.processor.chat.tokens_per_image)
+    model = vision_graph(source.model, source.images, spec)
+    if _weight_bytes(model) <= INLINE_LIMIT_BYTES:
+        ir.save(model, folder / spec.file)
+        return spec
+    write_models({spec.file: model}, folder, "vision.data")
+    return dataclasses.replace(spec, data_file="vision.data")
+
+
+def _write_decoders(source: Source, folder: Path, dialects: Sequence[str]) -> dict[str, GraphSpec]:
+    graphs = decoder_graphs(source, dialects)
+    specs = {dialect: decoder_spec(source.info, dialect) for dialect in dialects}
+    if len(dialects) == 1 and all(_weight_bytes(model) <= INLINE_LIMIT_BYTES for model in graphs.values()):
+        for dialect, model in graphs.items():
+            ir.save(model, folder / specs[dialect].file)
+        return {f"decoder.{dialect}": spec for dialect, spec in specs.items()}
+    write_models({specs[dialect].file: model for dialect, model in graphs.items()}, folder, "decoder.data")
+    return {f"decoder.{dialect}": dataclasses.replace(spec, data_file="decoder.data") for dialect, spec in specs.items()}
+
+
+def vision_graph(model: PreTrainedModel, images: ImageForm, spec: GraphSpec) -> ir.Model:
+    """The vision tower with its projector; weights are views of the model's."""
+    if isinstance(images, PatchSettings):
+        module: nn.Module = QwenVision(model, images)
+    else:
+        module = InternVLVision(model)
+    with export_attention(model) if isinstance(model, InternVLForConditionalGeneration) else nullcontext():
+        graph = graph_from_module(module, spec)
+    return finished(run_passes(graph, [norms_to_standard]), spec)
+
+
+def decoder_graphs(source: Source, dialects: Sequence[str]) -> dict[str, ir.Model]:
+    """The language model in each dialect, from one export; weights are views of the model's, shared by the dialects."""
+    graph = graph_from_module(DecoderGraph(source.model), decoder_spec(source.info, "concat"))
+    graph = run_passes(graph, [pack_projections])
+    return {
+        dialect: finished(run_passes(graph.clone(), [LOWERINGS[dialect]]), decoder_spec(source.info, dialect))
+        for dialect in dialects
+    }
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 @contextmanager
-def export_attention(model: InternVLForConditionalGeneration) -> Iterator[None]:
-    """The model with `grouped_attention`, in evaluation mode; its own attention comes back afterwards."""
-    before, training = model.config._attn_implementation, model.training
-    model.set_attn_implementation(ATTENTION)
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
     model.eval()
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
         model.train(training)
-
-
-class VisionGraph(nn.Module):
-    """pixel_values [N, 3, S, S] -> image_embeds [N, T, D]."""
-
-    def __init__(self, model: InternVLForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model.model
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        image_embeds: torch.Tensor = self.model.get_image_features(pixel_values).pooler_output
-        return image_embeds
-
-
-class DecoderGraph(nn.Module):
-    """Embeddings and past K/V -> logits [B, V] of the last column, and K/V of past and new columns."""
-
-    def __init__(self, model: InternVLForConditionalGeneration) -> None:
-        super().__init__()
-        self.language_model = model.model.language_model
-        self.lm_head = model.lm_head
-
-    def forward(
-        self,
-        inputs_embeds: torch.Tensor,  # [B, T, D]
-        attention_mask: torch.Tensor,  # [B, S], 0 = padding
-        position_ids: torch.Tensor,  # [B, T]
-        past_key_values: PastKeyValues,
-    ) -> tuple[torch.Tensor, PastKeyValues]:
-        cache = DynamicCache(config=self.language_model.config)
-        for layer, (key, value) in enumerate(past_key_values):
-            cache.update(key, value, layer)
-        hidden = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask={"full_attention": causal_mask(attention_mask, inputs_embeds.shape[1])},
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state  # [B, T, D]
-        return self.lm_head(hidden[:, -1]), [(layer.keys, layer.values) for layer in cache.layers]
-
-
-def causal_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
-    """attention_mask [B, S] -> additive mask [B, 1, T, S] of the last T = `length` columns.
-
-    The smallest finite number, not -inf: a padding row sees no key at all, and softmax over -inf alone is NaN.
-    """
-    total = attention_mask.shape[1]
-    key = torch.arange(total, device=attention_mask.device)
-    query = torch.arange(length, device=attention_mask.device) + (total - length)
-    visible = (key[None, :] <= query[:, None])[None] & (attention_mask != 0)[:, None, :]  # [B, T, S]
-    return torch.where(visible, 0.0, torch.finfo(torch.float32).min)[:, None]

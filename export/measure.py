@@ -1,83 +1,86 @@
-"""Torch against the bundle's own runtime: same images, same prompts, every output."""
+"""The reference against the bundle's own runtime: same images, same prompts, every output."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
-from transformers import InternVLForConditionalGeneration
 
-from drivekd.images import preprocess
 from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.golden import TIE_MARGIN, golden_images
-from drivekd.runtime.kv_cache import KvCache, past_names
+from drivekd.runtime.decoder import Cache
+from drivekd.runtime.golden import TIE_MARGIN
+from drivekd.runtime.kv_cache import present_names
 from drivekd.runtime.sampling import top2_margin
 from drivekd.runtime.session import Session
 from drivekd.runtime.triad import branch, decode
 
-from . import reference
-from .parity import ParityRow, ParityTable, parity_row, parity_table
+from .parity import ParityRow, parity_row
+from .reference import NUM_STEPS, Generation, Reference
 
 NO_TOKEN = -1  # stops nothing: parity compares a fixed number of steps
+NOTHING = np.zeros(1, np.float32)  # where tokens alone are compared
+
+Judge: TypeAlias = Callable[..., ParityRow]
 
 
-def measure_parity(model: InternVLForConditionalGeneration, session: Session) -> ParityTable:
-    """Compare the model with its exported graphs: vision, left padding, the shared prefix with its branches, decoding."""
-    return parity_table([*_vision_rows(model, session), _padding_row(model, session), *_decode_rows(model, session)])
+def measure_parity(reference: Reference, session: Session) -> list[ParityRow]:
+    """Compare the reference with a session's graphs: vision, an empty past, chunks, a shared prefix with branches, decoding."""
+    return [*_vision_rows(reference, session), *decoder_rows(reference, session)]
 
 
-def _pixel_values(session: Session) -> NDArray[np.float32]:
-    settings = session.manifest.images
-    return np.stack([preprocess(image, settings) for image in golden_images(settings.size_px).values()])
-
-
-def _vision_rows(model: InternVLForConditionalGeneration, session: Session) -> list[ParityRow]:
-    pixel_values = _pixel_values(session)
-    expected = reference.image_embeds(model, pixel_values)
-    atol = session.manifest.graphs["vision"].atol
+def _vision_rows(reference: Reference, session: Session) -> list[ParityRow]:
+    """One image alone, and all of them."""
+    expected, spec = reference.image_embeds, session.manifest.graphs["vision"]
     rows = []
-    for count in (1, len(pixel_values)):
-        found = session.vision.infer({"pixel_values": pixel_values[:count]})["image_embeds"].numpy()
-        rows.append(parity_row("vision", f"{count} tile(s)", "image_embeds", expected[:count], found, atol))
+    for count in (1, len(expected)):
+        found = session.prefix.image_embeds(reference.images[:count])
+        rows.append(parity_row("vision", spec, f"{count} tile(s)", "image_embeds", expected[:count], found))
     return rows
 
 
-def _padding_row(model: InternVLForConditionalGeneration, session: Session) -> ParityRow:
-    """Questions of different lengths without images, as one left-padded batch with no past."""
-    sequences = [session.prompt_ids(0, question) for question in session.questions().values()]
-    sequences.append(sequences[0][-5:])
-    expected = np.stack([reference.last_logits(model, ids) for ids in sequences])
+def decoder_rows(reference: Reference, session: Session) -> list[ParityRow]:
+    """The decoder of the session's dialect."""
+    judge = partial(parity_row, f"decoder.{session.dialect}", session.manifest.graphs[f"decoder.{session.dialect}"])
+    return [*_text_rows(reference, session, judge), *_decode_rows(reference, session, judge)]
+
+
+def _text_rows(reference: Reference, session: Session, judge: Judge) -> list[ParityRow]:
+    """Questions of different lengths without images behind an empty past (one left-padded batch in concat), and in two chunks."""
+    sequences = list(map(list, reference.rows))
     found, _ = session.decoder.read(sequences, session.decoder.empty_cache(len(sequences)))
-    case = f"prefill, {len(sequences)} rows, left padding"
-    return parity_row("decoder", case, "logits", expected, found, session.manifest.graphs["decoder"].atol)
+    first, half = sequences[0], len(sequences[0]) // 2
+    _, cache = session.decoder.read([first[:half]], session.decoder.empty_cache())
+    chunked, _ = session.decoder.read([first[half:]], cache)
+    return [
+        judge(f"empty past, {len(sequences)} rows", "logits", reference.row_logits, found),
+        judge("prefill in two chunks", "logits", reference.row_logits[:1], chunked),
+    ]
 
 
-def _decode_rows(model: InternVLForConditionalGeneration, session: Session) -> list[ParityRow]:
+def _decode_rows(reference: Reference, session: Session, judge: Judge) -> list[ParityRow]:
     """All capabilities on one prefix: prefill, decoding with torch's tokens, and with the runtime's own."""
-    pixel_values, questions = _pixel_values(session), session.questions()
-    prompts = [session.prompt_ids(len(pixel_values), question) for question in questions.values()]
-    truth = [reference.generate(model, ids, pixel_values) for ids in prompts]
-    expected = np.stack([generation.logits for generation in truth], axis=1)  # [1 + steps, B, V]
-    tokens = np.stack([generation.tokens for generation in truth], axis=1)  # [1 + steps, B]
-    suffixes = [session.prompts.suffix(question) for question in questions.values()]
-    prefix = session.prefix.read(list(golden_images(session.manifest.images.size_px).values()), Deadline())
+    expected = np.stack([generation.logits for generation in reference.generations], axis=1)  # [1 + steps, B, V]
+    tokens = np.stack([generation.tokens for generation in reference.generations], axis=1)  # [1 + steps, B]
+    suffixes = [session.prompts.suffix(question) for question in reference.questions]
+    prefix = session.prefix.read(reference.images, Deadline())
     assert prefix is not None
     found, cache = _forced(session, prefix, suffixes, tokens)
-    atol = session.manifest.graphs["decoder"].atol
-    branches = f"{len(prompts)} questions on one prefix"
     agreement = [_agreement(expected[part], found[part].argmax(-1)) for part in (slice(0, 1), slice(1, None))]
+    greedy = _greedy_agreement(session, prefix, suffixes, expected)
     return [
-        parity_row("decoder", branches, "logits", expected[:1], found[:1], atol, argmax_agreement=agreement[0]),
-        parity_row(
-            "decoder", f"{reference.NUM_STEPS} steps", "logits", expected[1:], found[1:], atol, argmax_agreement=agreement[1]
-        ),
-        *_kv_rows(truth, cache, session, atol),
-        _greedy_row(session, prefix, suffixes, expected),
+        judge(f"{len(suffixes)} questions on one prefix", "logits", expected[:1], found[:1], argmax_agreement=agreement[0]),
+        judge(f"{NUM_STEPS} steps", "logits", expected[1:], found[1:], argmax_agreement=agreement[1]),
+        *_kv_rows(reference.generations, cache, judge),
+        judge(f"{len(expected)} tokens greedy", "tokens", NOTHING, NOTHING, argmax_agreement=greedy),
     ]
 
 
 def _forced(
-    session: Session, prefix: KvCache, suffixes: list[list[int]], tokens: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], KvCache]:
+    session: Session, prefix: Cache, suffixes: list[list[int]], tokens: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], Cache]:
     """Logits [1 + steps, B, V] when each step is fed torch's token, and the cache behind the last."""
     logits, cache = branch(session.decoder, prefix, suffixes)
     steps = [logits]
@@ -87,23 +90,21 @@ def _forced(
     return np.stack(steps), cache
 
 
-def _kv_rows(truth: list[reference.Generation], cache: KvCache, session: Session, atol: float) -> list[ParityRow]:
-    """The worst row of each layer's K and V, padding columns left out."""
-    rows = []
-    case = f"after {reference.NUM_STEPS} steps"
-    for index, past in enumerate(past_names(session.manifest.model.num_layers)):
-        found = np.asarray(cache.select(range(cache.batch)).tensors[index])  # [B, K, P, d]
-        real = [found[row][:, cache.mask[row] == 1] for row in range(cache.batch)]
-        worst = [
-            parity_row("decoder", case, past.replace("past_key_values", "present"), generation.kv[index][0], got, atol)
-            for generation, got in zip(truth, real, strict=True)
-        ]
-        rows.append(max(worst, key=lambda row: row.max_abs / row.limit))
-    return rows
+def _kv_rows(truth: Sequence[Generation], cache: Cache, judge: Judge) -> list[ParityRow]:
+    """The layer whose K is worst, and the one whose V is."""
+    case = f"after {NUM_STEPS} steps"
+    found = [cache.kv(row) for row in range(cache.batch)]
+    worst: dict[str, ParityRow] = {}
+    for index, name in enumerate(present_names(len(found[0]) // 2)):
+        for generation, kv in zip(truth, found, strict=True):
+            row = judge(case, name, generation.kv[index][0], kv[index])
+            part = name.rpartition(".")[2]
+            worst[part] = max(worst.get(part, row), row, key=ParityRow.severity)
+    return list(worst.values())
 
 
-def _greedy_row(session: Session, prefix: KvCache, suffixes: list[list[int]], expected: NDArray[np.float32]) -> ParityRow:
-    """The runtime's own greedy run; behind a tie in torch's logits nothing is compared."""
+def _greedy_agreement(session: Session, prefix: Cache, suffixes: list[list[int]], expected: NDArray[np.float32]) -> float:
+    """Of the runtime's own greedy run; behind a tie in torch's logits nothing is compared."""
     logits, cache = branch(session.decoder, prefix, suffixes)
     branches = decode(
         session.decoder,
@@ -116,8 +117,7 @@ def _greedy_row(session: Session, prefix: KvCache, suffixes: list[list[int]], ex
     )
     tokens = np.asarray([state.tokens for state in branches]).T  # [1 + steps, B]
     clear = np.logical_and.accumulate(top2_margin(expected) > TIE_MARGIN, axis=0)
-    agreement = _share((tokens == expected.argmax(-1))[clear])
-    return ParityRow("decoder", f"{len(expected)} tokens greedy", "tokens", 0.0, 0.0, 1.0, agreement)
+    return _share((tokens == expected.argmax(-1))[clear])
 
 
 def _agreement(expected: NDArray[np.float32], tokens: NDArray[np.int64]) -> float:

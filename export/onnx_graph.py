@@ -1,38 +1,47 @@
-"""A torch module becomes an ONNX file with the names of its spec."""
+"""A torch module becomes an ONNX graph with the names of its spec."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import nn
 
 from drivekd.errors import ExportError
-from drivekd.runtime.manifest import GraphSpec
+from drivekd.runtime.manifest import GraphSpec, TensorSpec
 
 from . import passes
 from .quiet import quiet
 from .specs import dummy_inputs, dynamic_dims
+from .symbolic_ops import symbolic_norms
 
 OPSET = 18  # torch writes it natively; every engine of DEPLOY section 2 reads it
-INLINE_LIMIT_BYTES = 1_800_000_000  # protobuf ends at 2 GiB; the rest is left for the graph itself
 
-PASSES: tuple[Callable[[ir.Model], tuple[ir.Model, bool]], ...] = (passes.strip_metadata, passes.set_ir_version)
-PastKeyValuesOf = list[tuple[Any, Any]]
+CLEAN = (
+    passes.strip_metadata,
+    passes.set_ir_version,
+    passes.name_weights,
+    passes.name_marked,
+    passes.fold_transposes,
+    passes.fold_constants,
+    passes.fix_reshapes,
+    passes.remove_unused,
+    passes.name_constants,
+    passes.merge_equal_nodes,
+)
 
 
-def onnx_from_module(module: nn.Module, spec: GraphSpec, folder: Path) -> GraphSpec:
-    """Write `module` as folder/spec.file and return the spec, with data_file set when the weights lie beside it.
+def graph_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:
+    """The graph of `module` under the spec's names, its own nodes of domain "drivekd" (symbolic_ops) still among them.
 
-    Raises ExportError when torch cannot turn the module into a graph, OSError when the file cannot be written.
+    Its weights are views of the module's. Raises ExportError when torch cannot turn the module into a graph.
     """
     args, shapes = _nested(spec, dummy_inputs(spec)), _nested(spec, dynamic_dims(spec))
     try:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), symbolic_norms(module):
             program = torch.onnx.export(
                 module.eval(),
                 tuple(args),
@@ -41,32 +50,31 @@ def onnx_from_module(module: nn.Module, spec: GraphSpec, folder: Path) -> GraphS
                 dynamic_shapes=tuple(shapes),
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
+                optimize=False,
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch cannot export {spec.file}: {error}") from error
     assert program is not None
-    return _save(_apply_passes(program.model), spec, folder)
+    return passes.run_passes(program.model, CLEAN)
+
+
+def finished(model: ir.Model, spec: GraphSpec) -> ir.Model:
+    """Nothing unused, nodes and values with their names, inputs and outputs with the spec's dims."""
+    model = passes.run_passes(model, [passes.remove_unused, passes.name_nodes])
+    for value, tensor in zip((*model.graph.inputs, *model.graph.outputs), (*spec.inputs, *spec.outputs), strict=True):
+        _state(value, tensor)
+    return model
+
+
+def _state(value: ir.Value, tensor: TensorSpec) -> None:
+    assert value.name == tensor.name, f"{value.name} stands where {tensor.name} belongs"
+    value.type = ir.TensorType(ir.DataType.from_numpy(np.dtype(tensor.dtype)))
+    value.shape = ir.Shape(tensor.dims)
 
 
 def _nested(spec: GraphSpec, values: Sequence[Any]) -> list[Any]:
     """Flat values, one an input -> the arguments of the module: K/V inputs become one list of (key, value)."""
     num_plain = sum(not tensor.name.startswith("past_key_values.") for tensor in spec.inputs)
-    pairs: PastKeyValuesOf = list(zip(values[num_plain::2], values[num_plain + 1 :: 2], strict=True))
+    pairs = list(zip(values[num_plain::2], values[num_plain + 1 :: 2], strict=True))
     return [*values[:num_plain], *([pairs] if pairs else [])]
-
-
-def _apply_passes(model: ir.Model) -> ir.Model:
-    for edit in PASSES:
-        model, _ = edit(model)
-    return model
-
-
-def _save(model: ir.Model, spec: GraphSpec, folder: Path) -> GraphSpec:
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if weights <= INLINE_LIMIT_BYTES:
-        ir.save(model, folder / spec.file)
-        return spec
-    data_file = f"{spec.file}.data"
-    ir.save(model, folder / spec.file, external_data=data_file)
-    return dataclasses.replace(spec, data_file=data_file)

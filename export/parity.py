@@ -1,16 +1,19 @@
 """The parity table: how far the exported graphs are from the model, worst first.
 
 The limit of an output is atol x max(1, its largest magnitude): K of real Qwen2 layers reaches hundreds, where 1e-4 absolute is
-below fp32's own rounding.
+below fp32's own rounding. atol is the graph's, and each precision has its own; in fp32 every token must agree, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from drivekd.runtime.manifest import GraphSpec
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class ParityRow:
     """
 
     graph: str
+    precision: str
     case: str
     output: str
     max_abs: float
@@ -31,7 +35,13 @@ class ParityRow:
     @property
     def passed(self) -> bool:
         # written so that NaN fails
-        return self.max_abs <= self.limit and self.argmax_agreement in (None, 1.0)
+        agrees = self.precision != "fp32" or self.argmax_agreement in (None, 1.0)
+        return self.max_abs <= self.limit and agrees
+
+    def severity(self) -> tuple[bool, float]:
+        """What rows are sorted by, the worst one largest: failed, then error over limit; NaN beyond everything."""
+        ratio = self.max_abs / self.limit
+        return not self.passed, float("inf") if np.isnan(ratio) else ratio
 
     def to_json(self) -> dict[str, Any]:
         return {**{key: value for key, value in asdict(self).items() if value is not None}, "passed": self.passed}
@@ -51,27 +61,24 @@ class ParityTable:
         return [row.to_json() for row in self.rows]
 
 
-def parity_table(rows: list[ParityRow]) -> ParityTable:
+def parity_table(rows: Iterable[ParityRow]) -> ParityTable:
     """Sort rows: failed ones, then by error over limit."""
-    return ParityTable(tuple(sorted(rows, key=lambda row: (row.passed, -_nan_as_inf(row.max_abs / row.limit)))))
+    return ParityTable(tuple(sorted(rows, key=ParityRow.severity, reverse=True)))
 
 
 def parity_row(
     graph: str,
+    spec: GraphSpec,
     case: str,
     output: str,
     expected: NDArray[np.float32],
-    found: NDArray[np.float32],
-    atol: float,
+    found: NDArray[np.floating[Any]],
     *,
     argmax_agreement: float | None = None,
 ) -> ParityRow:
-    """Compare two arrays of one shape."""
+    """Compare two arrays of one shape to the tolerance of a graph's spec."""
     assert expected.shape == found.shape, f"{graph} {case} {output}: {expected.shape} against {found.shape}"
     scale = float(np.abs(expected).max())
     max_abs = float(np.abs(expected.astype(np.float64) - found).max())
-    return ParityRow(graph, case, output, max_abs, max_abs / max(scale, 1e-12), atol * max(1.0, scale), argmax_agreement)
-
-
-def _nan_as_inf(value: float) -> float:
-    return float("inf") if np.isnan(value) else value
+    limit = spec.atol * max(1.0, scale)
+    return ParityRow(graph, spec.precision, case, output, max_abs, max_abs / max(scale, 1e-12), limit, argmax_agreement)

@@ -62,6 +62,7 @@ def bench_bundle(
     max_new_tokens: int | None = None,
     backend: str = "auto",
     threads: int | None = None,
+    public_key: Path | None = None,
 ) -> BenchReport:
     """Time `frames` different frames of `images` camera images after `warmup` untimed ones.
 
@@ -69,7 +70,7 @@ def bench_bundle(
     """
     if frames < 1 or warmup < 0 or images < 1:
         raise UsageError(f"expected frames >= 1, warmup >= 0, images >= 1; got {frames}, {warmup}, {images}")
-    with load_bundle(path, backend=backend, threads=threads) as session:
+    with load_bundle(path, backend=backend, threads=threads, public_key=public_key) as session:
         timings: list[dict[str, float]] = []
         answers: list[dict[str, Answer]] = []
         for seed in range(warmup + frames):
@@ -96,7 +97,7 @@ def _answer_frame(session: Session, seed: int, images: int, max_new_tokens: int 
     """One frame of its own: a repeated one would find its prefix kept."""
     if session.cameras and images > len(session.cameras):
         raise UsageError(f"{images} images asked, this bundle has {len(session.cameras)} cameras")
-    tiles = golden_images(session.manifest.images.size_px, images, seed).values()
+    tiles = golden_images(session.manifest.images.tile_px, images, seed).values()
     names = session.cameras or [f"camera_{i}" for i in range(images)]
     return session.answer(dict(zip(names, tiles, strict=False)), max_new_tokens=max_new_tokens)
 

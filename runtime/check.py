@@ -9,25 +9,40 @@ from typing import Any
 from drivekd.errors import BundleError
 
 from .bundle import Bundle, read_bundle
+from .decoder import choose_dialect
+from .engine_record import list_targets, verify_engine
 from .golden import GOLDEN_FILE, MIN_AGREEMENT, MIN_COSINE, Replay, replay_golden
 from .manifest import Manifest
+from .onnx_file import OnnxFile
 from .ort import ort_backend
+from .platform import check_platform
 from .session import Session
+from .signature import SignatureState
+
+UNUSABLE = "NOT USABLE"
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a passed check found. replay is None when only the digests were checked. manifest: as verified, not in to_json."""
+    """What a passed check found.
 
+    replay: None when the parity gate was not asked for. opsets: of each graph, for people. engines: target of each folder below
+    engines/ and what it holds, every byte verified. path, manifest: as verified, not in to_json.
+    """
+
+    path: Path
     bundle: str
     backend: str
     num_files: int
     num_bytes: int
+    signature: SignatureState
     replay: Replay | None
+    opsets: dict[str, str]
+    engines: tuple[tuple[str, str], ...]
     manifest: Manifest
 
     def to_json(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if name != "manifest"}
+        return {name: value for name, value in asdict(self).items() if name not in ("path", "manifest")}
 
 
 def check_bundle(
@@ -37,16 +52,46 @@ def check_bundle(
     backend: str = "auto",
     threads: int | None = None,
     expect_digest: str | None = None,
+    public_key: Path | None = None,
 ) -> CheckReport:
-    """Verify every digest and, with `replay`, the parity gate on this machine.
+    """Verify every digest (and the signature, with `public_key`), that this machine can run the graphs, and with `replay` the
+    parity gate.
 
-    Raises BundleError (changed, incomplete, or the gate failed), RunnerError (the engine does not start), UsageError.
+    Raises BundleError (changed, incomplete, not signed by this key, not for this machine, or the gate failed), RunnerError (the
+    engine does not start), UsageError.
     """
     backend = ort_backend(backend)
-    bundle = read_bundle(Path(path), expect_digest=expect_digest)
+    bundle = read_bundle(Path(path), expect_digest=expect_digest, public_key=public_key)
+    check_platform(bundle, dialect=choose_dialect(bundle.manifest, backend, None, str(path)))
     sizes = [entry.bytes for entry in bundle.manifest.files.values()]
-    found = replay_bundle(bundle, backend=backend, threads=threads) if replay else None
-    return CheckReport(bundle.digest, backend, len(sizes), sum(sizes), found, bundle.manifest)
+    return CheckReport(
+        path=bundle.path,
+        bundle=bundle.digest,
+        backend=backend,
+        num_files=len(sizes),
+        num_bytes=sum(sizes),
+        signature=bundle.signature,
+        replay=replay_bundle(bundle, backend=backend, threads=threads) if replay else None,
+        opsets={name: _opsets(graph) for name, graph in bundle.graphs.items()},
+        engines=tuple((target, _engine_state(bundle, target)) for target in list_targets(bundle.path)),
+        manifest=bundle.manifest,
+    )
+
+
+def _opsets(graph: OnnxFile) -> str:
+    """ONNX's version, and further operator sets by name."""
+    return ", ".join([str(graph.opsets.get("", "")), *sorted(domain for domain in graph.opsets if domain)])
+
+
+def _engine_state(bundle: Bundle, target: str) -> str:
+    """What one engine folder holds, or why it may not be run. It lies outside the digest: a bad one is no fault of the bundle."""
+    try:
+        record = verify_engine(bundle, target).record
+    except BundleError as error:
+        return f"{UNUSABLE}: {error}"
+    made = f"{record.platform.builder} {record.platform.version} for {record.platform.device or 'any device'}"
+    engines = ", ".join(f"{name} {entry.precision} {entry.file.bytes / 1e6:.1f} MB" for name, entry in record.engines.items())
+    return f"{made}: {engines}"
 
 
 def replay_bundle(bundle: Bundle, *, backend: str, threads: int | None = None) -> Replay:

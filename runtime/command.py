@@ -1,4 +1,4 @@
-"""What `drivekd run`, `check` and `bench` do, behind the command line."""
+"""What `drivekd run` and `bench` do, behind the command line."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from drivekd.errors import UsageError
 from drivekd.images import RGBImage, load_image
 
 from .bench import BenchReport
-from .check import CheckReport
-from .manifest import Manifest, TensorSpec
 from .session import Session, load_bundle
 
 OnTexts = Callable[[Mapping[str, str]], None]  # capability -> its text so far
 
 
 def run_command(
-    bundle: Path, images: Sequence[str], *, question: str | None = None, on_texts: OnTexts | None = None
+    bundle: Path,
+    images: Sequence[str],
+    *,
+    question: str | None = None,
+    on_texts: OnTexts | None = None,
+    public_key: Path | None = None,
 ) -> dict[str, Any]:
     """Answer about one frame; returns the object that `run --json` prints.
 
-    images: files in camera order, or CAMERA=FILE. on_texts: told of every growing text.
+    images: files in camera order, or CAMERA=FILE. on_texts: told of every growing text. public_key: PEM of who must have signed.
     Raises UsageError, DataError, BundleError.
     """
-    with load_bundle(bundle) as session:
+    with load_bundle(bundle, public_key=public_key) as session:
         frame = _frame(session, images)
         texts: dict[str, str] = {}
 
@@ -65,32 +68,6 @@ def _frame(session: Session, images: Sequence[str]) -> dict[str, RGBImage]:
             raise UsageError(f"{word}: {len(images)} images for {cameras}; name each as CAMERA=FILE")
         frame[name] = load_image(Path(path))
     return frame
-
-
-def check_rows(report: CheckReport, *, verbose: bool) -> list[list[str]]:
-    """Table rows of a passed check."""
-    manifest = report.manifest
-    rows = [
-        ["bundle", report.bundle],
-        ["files", f"{report.num_files}, {report.num_bytes / 1e6:.1f} MB, every digest right"],
-        ["model", f"{manifest.model.family}, {manifest.model.num_layers} layers, {manifest.precision}, {manifest.dialect}"],
-    ]
-    if report.replay is not None:
-        replay = report.replay
-        tokens = f"{replay.tokens_agreeing} of {replay.tokens_compared} tokens agree"
-        rows.append(["parity gate", f"passed on {report.backend}: vision cosine {replay.vision_cosine:.6f}, {tokens}"])
-    return rows + (_verbose_rows(manifest) if verbose else [])
-
-
-def _verbose_rows(manifest: Manifest) -> list[list[str]]:
-    rows = [[name, f"{entry.bytes:,} bytes  {entry.sha256}"] for name, entry in manifest.files.items()]
-    for name, graph in manifest.graphs.items():
-        rows += [[f"{name} inputs", _shapes(graph.inputs)], [f"{name} outputs", _shapes(graph.outputs)]]
-    return rows + [[f"prompt, {name}", template] for name, template in manifest.prompts.items()]
-
-
-def _shapes(tensors: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{tensor.name} {tensor.dtype} [{', '.join(map(str, tensor.dims))}]" for tensor in tensors)
 
 
 def bench_table(report: BenchReport) -> tuple[str, list[str], list[list[str]]]:

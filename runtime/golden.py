@@ -1,7 +1,7 @@
 """The recorded run that a bundle carries: replayed on another machine, it says whether the engine there computes the same.
 
 golden.npz:
-    images          uint8 [N, S, S, 3]      seeded camera tiles
+    images          uint8 [N, H, W, 3]      seeded camera tiles
     image_embeds    float32 [N, T, D]
     prompt_ids.C    int64 [P + Q]           per capability C: prefix and question
     tokens          int64 [n, B]            greedy tokens of the B capabilities, end of turn not obeyed
@@ -49,8 +49,11 @@ class Replay:
         return enough and self.vision_cosine >= MIN_COSINE  # a NaN cosine is not >= anything
 
 
-def golden_images(size_px: int, num_images: int = NUM_IMAGES, seed: int = 0) -> dict[str, RGBImage]:
-    """Seeded smooth images by camera name, uint8 [S, S, 3]; white noise would look alike to a vision tower."""
+def golden_images(size_px: int | tuple[int, int], num_images: int = NUM_IMAGES, seed: int = 0) -> dict[str, RGBImage]:
+    """Seeded smooth images by camera name, uint8 [H, W, 3]; white noise would look alike to a vision tower.
+
+    size_px: of a square, or width and height (ImageForm.tile_px).
+    """
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (num_images, 6, 6, 3), dtype=np.uint8)
     return {f"camera_{i}": resize(image, size_px) for i, image in enumerate(coarse)}
@@ -58,12 +61,13 @@ def golden_images(size_px: int, num_images: int = NUM_IMAGES, seed: int = 0) -> 
 
 def record_golden(session: Session) -> bytes:
     """Run a session on the seeded images and return golden.npz. Raises RunnerError."""
-    tiles = golden_images(session.manifest.images.size_px)
+    tiles = golden_images(session.manifest.images.tile_px)
     images = _for_session(session, list(tiles.values()))
     questions = session.questions()
     prefix = session.prefix.read(list(images.values()), Deadline())
     assert prefix is not None
-    logits, cache = branch(session.decoder, prefix, [session.prompts.suffix(text) for text in questions.values()])
+    suffixes = [session.prompts.suffix(text) for text in questions.values()]
+    logits, cache = branch(session.decoder, prefix, suffixes, room=NUM_TOKENS)
     tokens, margins = [], []  # n times [B]
     for _ in range(NUM_TOKENS):
         tokens.append(greedy(logits)[0])
@@ -81,7 +85,7 @@ def record_golden(session: Session) -> bytes:
 
 def replay_golden(session: Session, data: bytes, source: str) -> Replay:
     """Run the recorded inputs through `session`. Raises BundleError when golden.npz or the tokenizer do not fit the bundle."""
-    golden = _load(data, source)
+    golden = load_golden(data, source)
     questions = session.questions()
     for name, text in questions.items():
         if not np.array_equal(golden[f"prompt_ids.{name}"], _prompt_ids(session, len(golden["images"]), text)):
@@ -107,7 +111,8 @@ def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(data: bytes, source: str) -> dict[str, NDArray[Any]]:
+def load_golden(data: bytes, source: str) -> dict[str, NDArray[Any]]:
+    """The arrays of golden.npz. Raises BundleError."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return dict(arrays)

@@ -1,19 +1,20 @@
-"""Keys and values of what the decoder has read.
+"""Names of a decoder's K/V, and the cache of the dialect `concat`.
 
-B rows (one per branch), KV heads, P cached columns, head dim d. A column is a real token or left padding; RoPE was applied
-before caching, so a row's next position is its number of real tokens, wherever its padding lies.
+B rows (one per branch), K key/value heads, P cached columns, head dim d. A column is a real token or left padding; keys were
+rotated before they were cached, so a row's next position does not depend on where its padding lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .manifest import ModelInfo
-from .runner import DeviceTensor, Feed
+from .runner import Array, DeviceTensor, Feed
 
 PARTS = ("key", "value")
 
@@ -30,10 +31,14 @@ def present_names(num_layers: int) -> list[str]:
 
 @dataclass(frozen=True)
 class KvCache:
-    """tensors: in the order of `past_names`, each [B, KV, P, d]. mask: [B, P], 1 = real token, 0 = padding."""
+    """A Cache of grown tensors.
+
+    tensors: in the order of `past_names`, each [B, K, P, d]. mask: [B, P], 1 = token, 0 = padding. next_positions: [B].
+    """
 
     tensors: tuple[Feed, ...]
     mask: NDArray[np.int64]
+    next_positions: NDArray[np.int64]
 
     @property
     def batch(self) -> int:
@@ -41,28 +46,35 @@ class KvCache:
 
     @property
     def num_tokens(self) -> NDArray[np.int64]:
-        """Real tokens per row, [B]: the position of each row's next token."""
         return np.asarray(self.mask.sum(axis=1), np.int64)
 
     def feeds(self) -> dict[str, Feed]:
         return dict(zip(past_names(len(self.tensors) // 2), self.tensors, strict=True))
 
-    def select(self, rows: Sequence[int]) -> KvCache:
-        """A copy with these rows, in this order; a row may appear several times (a shared prefix that branches)."""
-        return KvCache(tuple(_host(tensor)[rows] for tensor in self.tensors), self.mask[rows])
+    def select(self, rows: Sequence[int], *, room: int = 0) -> KvCache:
+        return KvCache(tuple(_host(tensor)[rows] for tensor in self.tensors), self.mask[rows], self.next_positions[rows])
+
+    def compact(self, rows: Sequence[int]) -> KvCache:
+        return self.select(rows)
+
+    def kv(self, row: int) -> tuple[Array, ...]:
+        real = self.mask[row] == 1
+        return tuple(_host(tensor)[row][:, real] for tensor in self.tensors)
 
 
-def empty_cache(model: ModelInfo, batch: int = 1) -> KvCache:
+def empty_cache(model: ModelInfo, batch: int, dtype: np.dtype[Any]) -> KvCache:
     """A cache of nothing: P = 0."""
-    nothing = np.zeros((batch, model.num_kv_heads, 0, model.head_dim), np.float32)
-    return KvCache((nothing,) * (2 * model.num_layers), np.zeros((batch, 0), np.int64))
+    nothing = np.zeros((batch, model.num_kv_heads, 0, model.head_dim), dtype)
+    return KvCache((nothing,) * (2 * model.num_layers), np.zeros((batch, 0), np.int64), np.zeros(batch, np.int64))
 
 
-def cache_from_outputs(outputs: Mapping[str, DeviceTensor], mask: NDArray[np.int64]) -> KvCache:
+def cache_from_outputs(
+    outputs: Mapping[str, DeviceTensor], mask: NDArray[np.int64], next_positions: NDArray[np.int64]
+) -> KvCache:
     """The cache after a decoder call; mask [B, P] covers old and new columns."""
     num_layers = (len(outputs) - 1) // 2  # all but the logits
-    return KvCache(tuple(outputs[name] for name in present_names(num_layers)), mask)
+    return KvCache(tuple(outputs[name] for name in present_names(num_layers)), mask, next_positions)
 
 
-def _host(tensor: Feed) -> NDArray[np.float32]:
+def _host(tensor: Feed) -> Array:
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()

@@ -4,9 +4,11 @@ bundle/
   manifest.json          this file's Manifest; no timestamps, so equal checkpoints give equal bundles
   bundle.sha256          sha256 of manifest.json's raw bytes
   vision.onnx            pixel_values -> image_embeds
-  decoder.concat.onnx    inputs_embeds + past -> logits + present ("concat": K/V grow by concatenation)
-  *.onnx.data            weights of a graph larger than protobuf's 2 GB
-  embedding.safetensors  "weight" [V, D], gathered on the host
+  decoder.concat.onnx    inputs_embeds + past -> logits + present; K/V grow by concatenation: any engine
+  decoder.gqa.onnx       the same over K/V of fixed capacity, written in place: onnxruntime's GroupQueryAttention
+  vision.data            weights of vision.onnx when they lie beside it
+  decoder.data           weights of the decoders; those that agree are stored once
+  embedding.safetensors  [V, D] as EmbeddingSpec says, gathered on the host
   tokenizer.json
   golden.npz             inputs and this bundle's own ORT-CPU outputs at export
   engines/               engines built on their target; outside this digest, each with its own
@@ -20,14 +22,16 @@ from typing import Any, TypeAlias
 
 from drivekd.chat import ChatFormat
 from drivekd.errors import BundleError
-from drivekd.images import ImageSettings
+from drivekd.images import ImageSettings, PatchSettings
 
 from .typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "bundle.sha256"
 ENGINES_DIR = "engines"
+
+DIALECTS = ("gqa", "concat")  # ways to keep K/V, in the order in which onnxruntime on a CPU prefers them
 
 Variable: TypeAlias = str | int | float
 
@@ -43,27 +47,54 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX graph. data_file: where its weights lie when they are not inside `file`. atol: of its parity check."""
+    """One ONNX graph.
+
+    data_file: where its weights lie when they are not inside `file`; graphs may share one. atol: of its parity check.
+    precision: "fp32", "fp16", "int8" or "int4". block: weights that share an int4 scale, 0 = none. excluded: names of the MatMul
+    nodes that were left unquantized.
+    """
 
     file: str
     data_file: str | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     atol: float
+    precision: str = "fp32"
+    block: int = 0
+    excluded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Where the weights came from and the sizes the runtime needs. max_positions: prompt and answer tokens together."""
+    """Where the weights came from and the sizes the runtime needs.
+
+    max_positions: prompt and answer tokens together. rotary_axes: of a token's position, 1, or 3 (time, row, column).
+    license: as the checkpoint states it, "" = it does not.
+    """
 
     family: str
     weights_sha256: str
     num_layers: int
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     hidden_size: int
     vocab_size: int
     max_positions: int
+    rotary_axes: int
+    license: str
+
+
+@dataclass(frozen=True)
+class EmbeddingSpec:
+    """How embedding.safetensors stores its rows. block: values that share a scale, 0 in fp32 and fp16.
+
+    fp32, fp16: "weight" [V, D]. int8: "weight" int8 [V, D], "scales" fp16 [V, D / block]. int4: "weight" uint8 [V, D / 2] with
+    the even column in the low nibble, its value nibble - 8, and "scales" as int8 has. A row is value * scale in float32.
+    """
+
+    precision: str
+    block: int
 
 
 @dataclass(frozen=True)
@@ -84,15 +115,19 @@ class FileEntry:
 class Manifest:
     """prompts: one question template per capability, in order. variables: their default values. cameras: () = as given.
 
-    note: what whoever reads the answers must know, "" = nothing.
+    precision: a label for people; each graph and the embedding state their own. dialects: of the decoders it has, best first.
+    source: where the weights came from: "kind" (run, lora or checkpoint) and, of a run, "training_sha256" of its config.
+    note: what whoever reads the answers must know, "" = nothing. graphs: "vision", "decoder.<dialect>".
+    accuracy: rows of a quantized bundle's table on the evaluation set, beside the checkpoint.
     """
 
     format_version: int
     drivekd_version: str
     precision: str
-    dialect: str
+    dialects: tuple[str, ...]
     model: ModelInfo
-    images: ImageSettings
+    source: dict[str, str]
+    images: ImageSettings | PatchSettings
     chat: ChatFormat
     prompts: dict[str, str]
     variables: dict[str, Variable]
@@ -100,7 +135,9 @@ class Manifest:
     note: str
     generation: Generation
     graphs: dict[str, GraphSpec]
+    embedding: EmbeddingSpec
     parity: tuple[dict[str, str | int | float | bool], ...]
+    accuracy: tuple[dict[str, str | int | float | bool], ...]
     files: dict[str, FileEntry]
 
     def to_bytes(self) -> bytes:
@@ -112,7 +149,7 @@ def manifest_from_bytes(data: bytes, source: str) -> Manifest:
     """Read manifest.json. Raises BundleError: not JSON, another format version, a missing or wrong entry."""
     try:
         value: Any = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a plain ValueError: a number of more than 4,300 digits
         raise BundleError(f"{source}: {MANIFEST_FILE} is not valid JSON ({error})") from error
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:

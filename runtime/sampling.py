@@ -15,11 +15,11 @@ def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.f
     """
     if not np.isfinite(logits).all():
         raise RunnerError("the decoder gave logits that are not finite; the engine or its weights are broken: drivekd check")
-    wide = logits.astype(np.float64)
-    tokens = wide.argmax(axis=1)  # [B]
-    top = wide.max(axis=1)  # [B]
-    log_sum = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))  # [B]
-    return tokens, top - log_sum
+    tokens = logits.argmax(axis=1)  # [B]
+    top = np.take_along_axis(logits, tokens[:, None], axis=1)  # [B, 1]
+    # exp in float32: three rows of 151,674 logits take .6 ms, 3.3 in float64, which every step would pay
+    shares = np.exp(logits - top)  # [B, V], the likeliest 1
+    return tokens, -np.log(shares.sum(axis=1, dtype=np.float64))
 
 
 def top2_margin(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,21 +9,23 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from drivekd.chat import PromptEncoder
 from drivekd.errors import BundleError, CheckpointError, RunnerError, UsageError
-from drivekd.images import RGBImage
-from drivekd.processor import parse_tokenizer
+from drivekd.images import PatchSettings, RGBImage
+from drivekd.processor import Processor, parse_tokenizer
 
 from .answer import Answer
 from .bundle import Bundle, read_bundle
+from .concat import ConcatDecoder
 from .deadline import Deadline
-from .decoder import Decoder
+from .decoder import DeadlineExpiredError, Decoder, choose_dialect
+from .embedding import EMBEDDING_FILE, embedding_from_bytes
 from .fields import answer_fields
+from .gqa import GqaDecoder
 from .ort import OrtRunner, ort_backend
+from .platform import check_platform
 from .prefix import PrefixReader, camera_tiles
 from .questions import fill_template, merged_variables
 from .text_stream import TextStream
@@ -32,28 +34,52 @@ from .triad import Branch, branch, decode, forced_logits
 OnText = Callable[[str, str], None]
 
 
-def load_bundle(path: Path, *, backend: str = "auto", threads: int | None = None, expect_digest: str | None = None) -> Session:
+def load_bundle(
+    path: Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    expect_digest: str | None = None,
+    public_key: Path | None = None,
+    dialect: str | None = None,
+) -> Session:
     """Verify a bundle's every byte, start its engines and return a session (a context manager).
 
-    backend: "auto" (= "ort-cpu"), "ort-cpu" or "ort-cuda". threads: of one engine operator, None = all cores.
-    Raises BundleError (changed, incomplete), RunnerError (the engine does not start), UsageError (unknown backend).
+    backend: "auto" (= "ort-cpu"), "ort-cpu" or "ort-cuda". threads: of one engine operator, None = all cores. expect_digest,
+    public_key: as read_bundle takes them. dialect: how the decoder keeps K/V, "gqa" or "concat"; None = the first of the bundle's
+    that the backend runs.
+    Raises BundleError (changed, incomplete, not signed by this key, not for this machine), RunnerError (the engine does not
+    start), UsageError (unknown backend or dialect, no key).
 
         with load_bundle(Path("bundle")) as session:
             answers = session.answer({"CAM_FRONT": image})
     """
     backend = ort_backend(backend)
-    return Session(read_bundle(Path(path), expect_digest=expect_digest), backend=backend, threads=threads)
+    bundle = read_bundle(Path(path), expect_digest=expect_digest, public_key=public_key)
+    dialect = choose_dialect(bundle.manifest, backend, dialect, str(bundle.path))
+    check_platform(bundle, dialect=dialect)
+    return Session(bundle, backend=backend, threads=threads, dialect=dialect, use_up=True)
 
 
 class Session:
     """Answers about frames. One thread at a time.
 
-    capabilities, cameras, variables: what the bundle was exported with. timings_ms: stages of the last call, in ms: vision,
-    prefill (system prompt + images), questions, decode, one entry per capability (start of the call to its end), ttft, total.
+    capabilities, cameras, variables: what the bundle was exported with. dialect: how its decoder keeps K/V. timings_ms: stages of
+    the last call, in ms: vision, prefill (system prompt + images), questions, decode, one entry per capability (start of the call
+    to its end), ttft, total.
     Parity and tests reach below it through vision, decoder, prefix and prompts.
     """
 
-    def __init__(self, bundle: Bundle, *, backend: str = "ort-cpu", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str = "ort-cpu",
+        threads: int | None = None,
+        dialect: str | None = None,
+        use_up: bool = False,
+    ) -> None:
+        """use_up: take files out of `bundle.files` when they have been read, so that not all weights lie in memory twice."""
         manifest = bundle.manifest
         self.bundle_digest = bundle.digest
         self.backend = backend
@@ -62,13 +88,17 @@ class Session:
         self.cameras = manifest.cameras
         self.variables = dict(manifest.variables)
         self.timings_ms: dict[str, float] = {}
-        self.prompts = _prompt_encoder(bundle)
+        self.dialect = choose_dialect(manifest, backend, dialect, str(bundle.path))
+        processor = _processor(bundle)
+        self.prompts: PromptEncoder = processor.prompts
         self._engines = ExitStack()
         with ExitStack() as engines:  # when the second engine fails, the first is freed
+            runner = engines.enter_context(OrtRunner(bundle, f"decoder.{self.dialect}", backend=backend, threads=threads))
+            self.decoder = _decoder(bundle, self.dialect, runner)
+            if use_up:  # before the second engine takes memory
+                _keep_graph(bundle, "vision")
             self.vision = engines.enter_context(OrtRunner(bundle, "vision", backend=backend, threads=threads))
-            runner = engines.enter_context(OrtRunner(bundle, "decoder", backend=backend, threads=threads))
-            self.decoder = Decoder(runner, _embedding(bundle), manifest.model)
-            self.prefix = PrefixReader(self.vision, self.decoder, self.prompts, manifest.images)
+            self.prefix = PrefixReader(self.vision, self.decoder, processor)
             self._engines = engines.pop_all()
         self._closed = False
 
@@ -181,9 +211,12 @@ class Session:
         prefix = self.prefix.read(tiles, deadline)
         self.timings_ms |= self.prefix.timings_ms
         if prefix is None or deadline.expired():
-            return [Branch(finish_reason="deadline", finished_ms=deadline.elapsed_ms()) for _ in ids]
+            return _unanswered(len(ids), deadline)
         start_ms = deadline.elapsed_ms()
-        logits, cache = branch(self.decoder, prefix, list(ids.values()))
+        try:
+            logits, cache = branch(self.decoder, prefix, list(ids.values()), room=max_new_tokens, deadline=deadline)
+        except DeadlineExpiredError:
+            return _unanswered(len(ids), deadline)
         self.timings_ms |= {"questions": deadline.elapsed_ms() - start_ms, "ttft": deadline.elapsed_ms()}
         branches = decode(
             self.decoder,
@@ -222,22 +255,37 @@ class Session:
         )
 
 
-def _prompt_encoder(bundle: Bundle) -> PromptEncoder:
+def _unanswered(count: int, deadline: Deadline) -> list[Branch]:
+    return [Branch(finish_reason="deadline", finished_ms=deadline.elapsed_ms()) for _ in range(count)]
+
+
+def _keep_graph(bundle: Bundle, graph: str) -> None:
+    """Let all files go but those of one graph."""
+    spec = bundle.manifest.graphs[graph]
+    for name in set(bundle.files) - {spec.file, spec.data_file}:
+        del bundle.files[name]
+
+
+def _processor(bundle: Bundle) -> Processor:
+    """Images and text to model inputs, as training did it."""
+    manifest = bundle.manifest
+    axes = 3 if isinstance(manifest.images, PatchSettings) else 1
+    if manifest.model.rotary_axes != axes:
+        raise BundleError(
+            f"{bundle.path}: the manifest says {manifest.model.rotary_axes} rotary axes, its image settings belong to {axes}"
+        )
     try:
         tokenizer = parse_tokenizer(bundle.files["tokenizer.json"], "tokenizer.json")
-        return PromptEncoder(tokenizer, bundle.manifest.chat)
+        encoder = PromptEncoder(tokenizer, manifest.chat)
     except CheckpointError as error:
         raise BundleError(f"{bundle.path}: {error}") from error
+    return Processor(manifest.model.family, manifest.images, manifest.chat, encoder, tokenizer)
 
 
-def _embedding(bundle: Bundle) -> NDArray[np.float32]:
-    """The embedding table [V, D]."""
-    try:
-        tensors = safetensors.numpy.load(bundle.files["embedding.safetensors"])
-    except SafetensorError as error:
-        raise BundleError(f"{bundle.path}: embedding.safetensors cannot be read ({error})") from error
-    weight = tensors.get("weight")
-    expected = (bundle.manifest.model.vocab_size, bundle.manifest.model.hidden_size)
-    if weight is None or weight.shape != expected or weight.dtype != np.float32:
-        raise BundleError(f"{bundle.path}: embedding.safetensors: expected a float32 'weight' {list(expected)}")
-    return weight
+def _decoder(bundle: Bundle, dialect: str, runner: OrtRunner) -> Decoder:
+    manifest = bundle.manifest
+    table = embedding_from_bytes(bundle.files[EMBEDDING_FILE], manifest.embedding, manifest.model, str(bundle.path))
+    if dialect == "gqa":
+        return GqaDecoder(runner, table, manifest.model, runner.spec)
+    assert dialect == "concat", "choose_dialect knows no other"
+    return ConcatDecoder(runner, table, manifest.model, runner.spec)

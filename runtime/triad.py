@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from .answer import FinishReason
 from .deadline import Deadline
-from .decoder import Decoder, Logits
-from .kv_cache import KvCache
+from .decoder import Cache, Decoder, Logits
 from .sampling import greedy
+
+ROOM = 64  # tokens of an answer, where the caller does not say: in-place caches are made that much longer than the question
 
 
 @dataclass
@@ -28,16 +29,27 @@ class Branch:
     finished_ms: float = 0.0
 
 
-def branch(decoder: Decoder, prefix: KvCache, questions: Sequence[Sequence[int]]) -> tuple[Logits, KvCache]:
-    """Read each question [Q_i ids] after a copy of the one-row prefix. Returns logits [B, V] and a cache of B rows."""
+def branch(
+    decoder: Decoder,
+    prefix: Cache,
+    questions: Sequence[Sequence[int]],
+    *,
+    room: int = ROOM,
+    deadline: Deadline | None = None,
+) -> tuple[Logits, Cache]:
+    """Read each question [Q_i ids] after a copy of the one-row prefix. Returns logits [B, V] and a cache of B rows.
+
+    room: tokens that the answers will have. Raises DeadlineExpiredError between two engine calls, RunnerError.
+    """
     assert prefix.batch == 1
-    return decoder.read(questions, prefix.select([0] * len(questions)))
+    copies = prefix.select([0] * len(questions), room=max(map(len, questions)) + room)
+    return decoder.read(questions, copies, deadline)
 
 
 def decode(
     decoder: Decoder,
     logits: Logits,
-    cache: KvCache,
+    cache: Cache,
     *,
     stop_id: int,
     max_new_tokens: int,
@@ -64,7 +76,7 @@ def decode(
         if not going:
             return branches
         if len(going) < len(rows):
-            cache, rows = cache.select(going), [rows[i] for i in going]
+            cache, rows = cache.compact(going), [rows[i] for i in going]
         logits, cache = decoder.step([branches[row].tokens[-1] for row in rows], cache)
 
 
@@ -79,10 +91,10 @@ def _append(state: Branch, token: int, logprob: float, stop_id: int, max_new_tok
 
 
 def forced_logits(
-    decoder: Decoder, prefix: KvCache, questions: Sequence[Sequence[int]], tokens: NDArray[np.int64]
+    decoder: Decoder, prefix: Cache, questions: Sequence[Sequence[int]], tokens: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """Logits [N, B, V] that predict tokens [N, B] when each step is fed the given token, not its own choice."""
-    logits, cache = branch(decoder, prefix, questions)
+    logits, cache = branch(decoder, prefix, questions, room=len(tokens))
     steps = [logits]
     for previous in tokens[:-1]:
         logits, cache = decoder.step(previous.tolist(), cache)

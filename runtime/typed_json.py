@@ -1,7 +1,7 @@
 """JSON values into frozen dataclasses, strictly: a missing key, an unknown key or a wrong type is an error naming its place.
 
 The dataclass is the schema. Understood: dataclasses, str, int, float, bool, None, X | Y, tuple[T, ...], tuple[T, U] and
-dict[str, T].
+dict[str, T]. Of a union of dataclasses an object is the one whose keys it has.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ def _convert_tuple(args: tuple[Any, ...], value: object, where: str) -> tuple[ob
 
 
 def _convert_union(args: tuple[Any, ...], value: object, where: str) -> object:
+    schemas = [arg for arg in args if dataclasses.is_dataclass(arg)]
+    if type(value) is dict and schemas:  # the nearest one, so that an error names the key that is wrong
+        return _convert(min(schemas, key=lambda schema: len(set(get_type_hints(schema)) ^ set(value))), value, where)
     for arg in args:
         try:
             return _convert(arg, value, where)

@@ -156,7 +156,7 @@ def _evaluate(
 
 
 def _bundle_rows(out: Path) -> list[list[str]]:
-    parity = bundle_from_checkpoint(out / "distilled" / "final", out / "bundle")
+    parity = bundle_from_checkpoint(out / "distilled" / "final", out / "bundle").parity
     worst = max(row.max_abs for row in parity.rows)
     timing = bench_bundle(out / "bundle")
     total = next(stage for stage in timing.stages if stage.stage == "total")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -61,6 +62,8 @@ def load_weights(
         model, report = family.model_class.from_pretrained(
             **_source(checkpoint, family, config), dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
+    except StrictDataclassError as error:  # transformers' configurations judge themselves
+        raise CheckpointError(f"{checkpoint / 'config.json'}: contradicts itself ({' '.join(str(error).split())})") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint}: weights cannot be loaded ({error})") from error
     missing = sorted(report["missing_keys"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from drivekd.models.tiny import TinySize, build_tiny, train_tokenizer, write_che
 from drivekd.runtime import Session, load_bundle, read_bundle
 
 SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=32, image_size_px=56)
+GRAPH_FILES = ("vision.onnx", "decoder.gqa.onnx", "decoder.concat.onnx", "decoder.data")
 CORPUS = [
     "What are the important objects in the current scene, and where are they? Signal: red. A white van is near.",
     "The ego vehicle drives at 8 m/s. What should it do next, and why? Brake to a stop. Reason: the signal is red.",
@@ -47,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ParityTable]:
     bundle = tmp_path_factory.mktemp("exported") / "bundle"
-    return bundle, bundle_from_checkpoint(checkpoint, bundle)
+    return bundle, bundle_from_checkpoint(checkpoint, bundle).parity
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +79,9 @@ def images() -> dict[str, RGBImage]:
 def ready_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports in this test take the finished graphs: they test what happens around them."""
 
-    def copy_graphs(source: writer.Source, staging: Path) -> Any:
-        for name in ("vision.onnx", "decoder.concat.onnx"):
-            shutil.copy(bundle / name, staging)
+    def copy_graphs(source: writer.Source, folder: Path, dialects: Sequence[str]) -> Any:
+        for name in GRAPH_FILES:
+            shutil.copy(bundle / name, folder)
         return read_bundle(bundle).manifest.graphs
 
-    monkeypatch.setattr(writer, "_write_graphs", copy_graphs)
+    monkeypatch.setattr(writer, "write_graphs", copy_graphs)

@@ -22,12 +22,12 @@ import torch
 
 import drivekd.export.bundle as writer
 from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportError, RunnerError, UsageError
-from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle, onnx_graph
+from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
 from drivekd.images import RGBImage
-from drivekd.runtime import bench_bundle, check_bundle, golden, load_bundle, read_bundle
+from drivekd.runtime import bench_bundle, check_bundle, load_bundle, read_bundle
 from drivekd.runtime.ort import OrtRunner
 
-GRAPHS = ("vision.onnx", "decoder.concat.onnx")
+GRAPHS = ("vision.onnx", "decoder.concat.onnx", "decoder.gqa.onnx")
 
 
 @pytest.fixture
@@ -72,9 +72,14 @@ def test_the_same_checkpoint_gives_the_same_digest_from_any_folder(bundle: Path,
 @pytest.mark.parametrize("name", GRAPHS)
 def test_graphs_are_portable_and_name_no_source(bundle: Path, name: str) -> None:
     model = onnx.load(bundle / name)
-    onnx.checker.check_model(model)
+    domains = {opset.domain: opset.version for opset in model.opset_import}
+    if "gqa" in name:  # onnxruntime's own operators; the checker does not know the ones in the standard domain
+        assert set(domains) == {"", "com.microsoft"}
+    else:
+        onnx.checker.check_model(model)
+        assert set(domains) == {""}
+    assert domains[""] == 18
     assert model.ir_version <= 10
-    assert [(opset.domain, opset.version) for opset in model.opset_import] == [("", 18)]
     data = (bundle / name).read_bytes()
     for trace in (b".py", b"stack_trace", b"drivekd", str(Path.home()).encode()):
         assert trace not in data
@@ -100,26 +105,13 @@ def test_vision_takes_any_number_of_tiles(bundle: Path) -> None:
             np.testing.assert_allclose(alone[0], together[index], atol=1e-5)  # fp32, another blocking per batch size
 
 
-@pytest.mark.usefixtures("ready_graphs")
-def test_weights_beside_the_graph(checkpoint: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a graph above protobuf's 2 GB gets: the same answers from an .onnx and its .data."""
-
-    def split(source: writer.Source, staging: Path) -> Any:
-        monkeypatch.setattr(onnx_graph, "INLINE_LIMIT_BYTES", 0)
-        graphs = read_bundle(bundle).manifest.graphs
-        return {name: onnx_graph._save(onnx_graph.ir.load(bundle / spec.file), spec, staging) for name, spec in graphs.items()}
-
-    monkeypatch.setattr(writer, "_write_graphs", split)
-    bundle_from_checkpoint(checkpoint, tmp_path / "bundle")
-    files = read_bundle(tmp_path / "bundle").files
-    assert {"vision.onnx.data", "decoder.concat.onnx.data"} <= set(files)
-    assert len(files["decoder.concat.onnx.data"]) > len(files["decoder.concat.onnx"])
-    with load_bundle(tmp_path / "bundle", threads=1) as split_session, load_bundle(bundle, threads=1) as inline_session:
-        frame = golden.golden_images(56)
-        assert np.array_equal(split_session.image_embeds(frame), inline_session.image_embeds(frame))
-    (tmp_path / "bundle" / "decoder.concat.onnx.data").unlink()
-    with pytest.raises(BundleError, match=r"decoder\.concat\.onnx\.data is missing"):
-        load_bundle(tmp_path / "bundle")
+def test_dialects_share_their_weights(bundle: Path, tmp_path: Path) -> None:
+    files = read_bundle(bundle).files
+    assert len(files["decoder.data"]) > len(files["decoder.concat.onnx"]) + len(files["decoder.gqa.onnx"])
+    alone = shutil.copytree(bundle, tmp_path / "copy")
+    (alone / "decoder.data").unlink()
+    with pytest.raises(BundleError, match=r"decoder\.data is missing"):
+        load_bundle(alone)
 
 
 def test_no_changed_byte_reaches_an_engine(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +154,7 @@ def test_the_gate_refuses_an_engine_that_computes_something_else(copy: Path) -> 
     """Digests are right, the numbers are not: only the replay can see it."""
     scaled_vision(copy, 1.0)
     rewrite(copy, lambda manifest: None)
-    assert check_bundle(copy, replay=False).num_files == 5
+    assert check_bundle(copy, replay=False).num_files == 8
     with pytest.raises(BundleError, match=r"does not compute what the exporting machine did: vision cosine -?0\.[0-8]"):
         check_bundle(copy)
 
@@ -170,10 +162,10 @@ def test_the_gate_refuses_an_engine_that_computes_something_else(copy: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vision.onnx", b"not onnx", r"onnxruntime cannot load vision\.onnx"),
+        ("vision.onnx", b"not onnx", r"vision\.onnx is no ONNX file"),
         ("tokenizer.json", b"{}", r"tokenizer\.json: not a tokenizer file"),
         ("embedding.safetensors", b"short", r"embedding\.safetensors cannot be read"),
-        ("embedding.safetensors", safetensors.torch.save({"weight": torch.zeros(3, 4)}), r"expected a float32 'weight' \["),
+        ("embedding.safetensors", safetensors.torch.save({"weight": torch.zeros(3, 4)}), r"expected weight float32 \["),
         ("golden.npz", b"not a zip", r"golden\.npz cannot be read"),
     ],
 )
@@ -186,7 +178,7 @@ def test_a_file_that_is_not_what_it_says(copy: Path, name: str, content: bytes, 
 
 def test_a_graph_with_other_names_is_refused(copy: Path) -> None:
     rewrite(copy, lambda manifest: manifest["graphs"]["vision"]["inputs"][0].update(name="pixels"))
-    with pytest.raises(BundleError, match=r"vision\.onnx has the tensors .*the manifest says"):
+    with pytest.raises(BundleError, match="graph 'vision' has no tensor 'pixel_values'"):
         load_bundle(copy)
 
 
@@ -209,11 +201,6 @@ def test_out_must_be_free(checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="exists and is not an empty directory"):
             bundle_from_checkpoint(checkpoint, tmp_path / name)
     assert (tmp_path / "out" / "mine").read_text() == (tmp_path / "file").read_text() == "precious"
-
-
-def test_an_unknown_precision_names_those_available(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="precision 'int4' is not available; this version exports fp32"):
-        bundle_from_checkpoint(checkpoint, tmp_path / "out", precision="int4")
 
 
 def spoil_weights(folder: Path) -> None:
@@ -295,11 +282,11 @@ def test_a_full_disk_is_said_before_and_within(checkpoint: Path, tmp_path: Path,
         with pytest.raises(ExportError, match=r"needs about [\d,.]+ MB, the disk has 0.0 MB free"):
             bundle_from_checkpoint(checkpoint, tmp_path / "out")
 
-    def fill(source: object, staging: Path) -> None:
-        (staging / "embedding.safetensors").write_bytes(b"half")
+    def fill(source: object, folder: Path, dialects: object) -> None:
+        (folder / "vision.onnx").write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer, "_write_embedding", fill)
+    monkeypatch.setattr(writer, "write_graphs", fill)
     with pytest.raises(ExportError, match="no space left on the disk"):
         bundle_from_checkpoint(checkpoint, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -307,10 +294,10 @@ def test_a_full_disk_is_said_before_and_within(checkpoint: Path, tmp_path: Path,
 
 @pytest.mark.usefixtures("ready_graphs")
 def test_an_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(manifest: object, staging: Path) -> None:
+    def interrupt(session: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, "_write_manifest", interrupt)
+    monkeypatch.setattr(writer, "record_golden", interrupt)
     (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt):
         bundle_from_checkpoint(checkpoint, tmp_path / "out")

@@ -24,7 +24,7 @@ CORE = {"drivekd"} | {
         "data.sample",
     )
 }
-TOP = {f"drivekd.{name}" for name in ("cli", "doctor", "live", "ros_workspace")}  # wire rooms; no room imports them
+TOP = {f"drivekd.{name}" for name in ("cli", "check", "doctor", "live", "ros_workspace")}  # wire rooms; no room imports them
 
 # room -> the rooms that it may import besides itself
 ARROWS = {

@@ -1,4 +1,4 @@
-"""A bundle with one changed byte is no bundle. The files here are not ONNX: nothing of them may reach an engine."""
+"""A bundle with one changed byte is no bundle, and a manifest that lies about its graphs is refused. No engine sees any of it."""
 
 from __future__ import annotations
 
@@ -13,52 +13,24 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+from small_bundle import small_files, small_manifest, write_manifest, write_small_bundle
 
-from drivekd.chat import ChatFormat
 from drivekd.errors import BundleError
-from drivekd.images import ImageSettings
+from drivekd.runtime import bundle as reading
 from drivekd.runtime import load_bundle, read_bundle
-from drivekd.runtime.manifest import FileEntry, Generation, GraphSpec, Manifest, ModelInfo, TensorSpec, manifest_from_bytes
+from drivekd.runtime.manifest import FileEntry, Manifest, manifest_from_bytes
 
-CONTENT = {"vision.onnx": b"v" * 300, "decoder.concat.onnx": b"d" * 500, "tokenizer.json": b"{}", "golden.npz": b"g" * 70}
+CONTENT = small_files()
 ALL_FILES = [*CONTENT, "manifest.json", "bundle.sha256"]
 
 
 def make_manifest() -> Manifest:
-    graph = GraphSpec("vision.onnx", None, (TensorSpec("pixel_values", "float32", ("images", 3)),), (), 1e-4)
-    return Manifest(
-        format_version=1,
-        drivekd_version="0",
-        precision="fp32",
-        dialect="concat",
-        model=ModelInfo("internvl", "00", 1, 1, 2, 4, 8, 16),
-        images=ImageSettings(14),
-        chat=ChatFormat("<u>", "<i>", "<x>", "</i>", "<a>", "<e>", 1),
-        prompts={"planning": "At {ego_speed_mps} m/s?"},
-        variables={"ego_speed_mps": 8},
-        cameras=("CAM_FRONT",),
-        note="",
-        generation=Generation(4, 2),
-        graphs={"vision": graph},
-        parity=({"graph": "vision", "max_abs": 0.5, "passed": True},),
-        files={name: FileEntry(hashlib.sha256(data).hexdigest(), len(data)) for name, data in CONTENT.items()},
-    )
-
-
-def write_manifest(folder: Path, data: bytes) -> None:
-    """A manifest with its right digest: what someone writes who wants to get past it."""
-    (folder / "manifest.json").write_bytes(data)
-    (folder / "bundle.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n")
+    return small_manifest(CONTENT)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "bundle"
-    path.mkdir()
-    for name, data in CONTENT.items():
-        (path / name).write_bytes(data)
-    write_manifest(path, make_manifest().to_bytes())
-    return path
+    return write_small_bundle(tmp_path / "bundle")
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +94,7 @@ def test_engines_lie_outside_the_digest(folder: Path) -> None:
     assert read_bundle(folder).digest == digest
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "..", ".hidden", "", "engines", "manifest.json", "x\n"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "..", ".hidden", "", "engines", "bundle.sig", "x\n"])
 def test_no_path_leads_out_of_the_bundle(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_bytes(b"s")
     manifest = make_manifest()
@@ -143,7 +115,7 @@ def test_an_absurd_size_is_refused_before_reading(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(format_version=2), r"bundle format 2; this drivekd reads format 1"),
+        (lambda m: m.update(format_version=3), r"bundle format 3; this drivekd reads format 2"),
         (lambda m: m.pop("chat"), r"key 'chat' is missing"),
         (lambda m: m.update(colour="red"), r"unknown key 'colour'"),
         (lambda m: m["model"].update(num_layers=True), r"manifest\.json\.model\.num_layers: expected int, found True"),
@@ -174,6 +146,40 @@ def test_the_expected_digest_is_compared(folder: Path) -> None:
     assert read_bundle(folder, expect_digest=digest.removeprefix("sha256:")).digest == digest
     with pytest.raises(BundleError, match="expected the bundle sha256:00"):
         read_bundle(folder, expect_digest="sha256:00")
+
+
+def test_a_file_is_whole_however_many_reads_it_takes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of many gigabytes takes many reads: the kernel gives at most 2 GiB at once."""
+    monkeypatch.setattr(reading, "READ_BYTES", 7)
+    assert read_bundle(folder).files == CONTENT
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = os.read
+
+    def read_and_append(descriptor: int, size: int) -> bytes:
+        with (folder / "decoder.data").open("ab") as file:
+            file.write(b"more")
+        return read(descriptor, size)
+
+    monkeypatch.setattr(os, "read", read_and_append)
+    with pytest.raises(BundleError, match=r"decoder\.data was changed"):
+        read_bundle(folder)
+
+
+def test_no_file_is_opened_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed is what is used: between two openings a file may become another."""
+    opened: list[str] = []
+    open_descriptor = os.open
+
+    def record(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        opened.append(str(path))
+        assert flags & os.O_DIRECTORY or flags & os.O_NOFOLLOW
+        return open_descriptor(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", record)
+    read_bundle(folder)
+    assert sorted(opened) == sorted([str(folder), *ALL_FILES])
 
 
 def test_no_bundle_directory(tmp_path: Path) -> None:

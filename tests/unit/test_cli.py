@@ -29,11 +29,11 @@ SURFACE = {
     "train": (["CONFIG"], ["--dry-run", "--out", "--resume", "--set"]),
     "analyze": (["CONFIG"], ["--out", "--set"]),
     "eval": (["MODEL"], ["--black", "--data", "--out", "--reference"]),
-    "export": (["SOURCE"], ["--out", "--precision", "--trt"]),
-    "check": (["BUNDLE"], ["--verbose"]),
+    "export": (["SOURCE"], ["--checkpoint", "--kit", "--out", "--precision", "--set", "--sign", "--trt"]),
+    "check": (["BUNDLE"], ["--bisect", "--expect-digest", "--outputs", "--public-key", "--verbose"]),
     "doctor": ([], ["--ros"]),
-    "run": (["BUNDLE", "IMAGES"], ["--json", "--question"]),
-    "bench": (["BUNDLE"], ["--json"]),
+    "run": (["BUNDLE", "IMAGES"], ["--json", "--public-key", "--question"]),
+    "bench": (["BUNDLE"], ["--json", "--public-key"]),
     "report": (["RUN_DIRECTORY"], []),
 }
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 
 import pytest
 
 from drivekd import doctor
+from drivekd.export.engine_device import Device
+from drivekd.export.platforms import BoardFinding
 
 Hide = Callable[..., None]
 
@@ -83,3 +86,25 @@ def test_two_onnxruntimes_in_one_folder_are_found(monkeypatch: pytest.MonkeyPatc
     both = [Distribution("onnxruntime"), Distribution("onnxruntime-gpu")]
     monkeypatch.setattr(doctor.importlib.metadata, "distributions", lambda: both)
     assert "remove both, install one" in row("onnxruntime")[2]
+
+
+def test_the_gpu_and_what_it_computes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "this_device", lambda: Device("Orin", 87, "540.4.0, CUDA 12.6"))
+    found = row("GPU")[1]
+    assert found.startswith("Orin, SM 8.7, driver 540.4.0, CUDA 12.6")
+    assert found.endswith("FP32, FP16, INT8, INT4")
+    monkeypatch.setattr(doctor, "this_device", lambda: None)
+    assert row("GPU")[1:] == ["no NVIDIA GPU or no driver", ""]
+
+
+def test_a_jetson_prints_its_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "this_board", lambda: BoardFinding("JetPack 6.1, 6.2 ...", "build there"))
+    assert row("JetPack") == ["JetPack", "JetPack 6.1, 6.2 ...", "build there"]
+
+
+def test_a_tensorrt_without_pythons_metadata_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A system package may come so."""
+    find = importlib.util.find_spec
+    spec = ModuleSpec("tensorrt", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "tensorrt" else find(name))
+    assert row("TensorRT")[1].split()[0] in ("installed", "tensorrt")

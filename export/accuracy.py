@@ -1,0 +1,65 @@
+"""What quantization cost on an evaluation set: the bundle's answers beside those of the checkpoint it came from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from drivekd.data.readers import read_samples
+from drivekd.evaluate.answerers import open_answerer
+from drivekd.evaluate.evaluation import evaluate
+from drivekd.evaluate.scores import EvaluationReport, ScoreRow
+
+ACCURACY_HEADER = ["capability", "questions", "checkpoint [95 %]", "bundle [95 %]", "difference"]
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One capability's choice and yes/no questions, or all of them; lower, upper: 95 % intervals by scene."""
+
+    capability: str
+    questions: int
+    checkpoint: float
+    checkpoint_lower: float
+    checkpoint_upper: float
+    bundle: float
+    bundle_lower: float
+    bundle_upper: float
+
+    @property
+    def checkpoint_interval(self) -> tuple[float, float]:
+        return self.checkpoint_lower, self.checkpoint_upper
+
+    @property
+    def bundle_interval(self) -> tuple[float, float]:
+        return self.bundle_lower, self.bundle_upper
+
+    @property
+    def difference(self) -> float:
+        return self.bundle - self.checkpoint
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "difference": self.difference}
+
+    def cells(self) -> list[str]:
+        """Under ACCURACY_HEADER."""
+        before = f"{self.checkpoint:.3f} [{self.checkpoint_lower:.3f}, {self.checkpoint_upper:.3f}]"
+        after = f"{self.bundle:.3f} [{self.bundle_lower:.3f}, {self.bundle_upper:.3f}]"
+        return [self.capability, str(self.questions), before, after, f"{self.difference:+.3f}"]
+
+
+def accuracy_rows(checkpoint: Path, bundle: Path, records: Path) -> list[AccuracyRow]:
+    """Ask both every question of a file of labelled records. Raises DataError when nothing in it can be scored."""
+    samples = read_samples(records)
+    before, after = (_scores(evaluate(open_answerer(path), samples)) for path in (checkpoint, bundle))
+    return [_row(name, before[name], after[name]) for name in before]
+
+
+def _scores(report: EvaluationReport) -> dict[str, ScoreRow]:
+    """All questions, then each capability's."""
+    return {row.capability or "all": row for row in report.scores if row.scope in ("all", "capability")}
+
+
+def _row(name: str, before: ScoreRow, after: ScoreRow) -> AccuracyRow:
+    return AccuracyRow(name, before.n, before.accuracy, *before.interval, after.accuracy, *after.interval)
