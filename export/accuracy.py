@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from drivekd.data.readers import read_samples
 from drivekd.evaluate.answerers import open_answerer
+from drivekd.evaluate.bundle_answerer import camera_names
 from drivekd.evaluate.evaluation import evaluate
 from drivekd.evaluate.scores import EvaluationReport, ScoreRow
 
@@ -47,6 +49,12 @@ class AccuracyRow:
         before = f"{self.checkpoint:.3f} [{self.checkpoint_lower:.3f}, {self.checkpoint_upper:.3f}]"
         after = f"{self.bundle:.3f} [{self.bundle_lower:.3f}, {self.bundle_upper:.3f}]"
         return [self.capability, str(self.questions), before, after, f"{self.difference:+.3f}"]
+
+
+def check_records(records: Path, cameras: Sequence[str]) -> None:
+    """Read what `accuracy_rows` will ask, minutes later, of a bundle with these cameras. Raises DataError."""
+    for sample in read_samples(records):
+        camera_names(sample, cameras)
 
 
 def accuracy_rows(checkpoint: Path, bundle: Path, records: Path) -> list[AccuracyRow]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +38,8 @@ from drivekd.runtime.manifest import (
 from drivekd.runtime.questions import fill_template
 from drivekd.runtime.session import Session
 
-from .accuracy import AccuracyRow, accuracy_rows
-from .calibration import Calibrated, calibrate, camera_samples
+from .accuracy import AccuracyRow, accuracy_rows, check_records
+from .calibration import Calibrated, CameraSample, calibrate, camera_samples
 from .checkpoint_source import locate_checkpoint
 from .embedding_table import embedding_spec, quantize_embedding
 from .graphs import write_graphs
@@ -115,6 +115,9 @@ def bundle_from_checkpoint(
         raise UsageError(f"{out} exists and is not an empty directory; name another --out or remove it")
     logger.info("reading %s", checkpoint)
     source = load_source(checkpoint, prompts)
+    samples = _calibration_samples(source.processor, plan)
+    if plan.settings.evaluation is not None:
+        check_records(plan.settings.evaluation, source.prompts.cameras)
     with (
         whole_directory(out, needed_bytes=_needed_bytes(source, plan), error_type=ExportError) as staging,
         _beside(staging) as exact,
@@ -124,7 +127,7 @@ def bundle_from_checkpoint(
         del source  # the model's memory is the sessions' now
         rows = _compared(exported, exact, "fp32")
         if not plan.is_exact and rows.passed:
-            converted = _convert(exported, exact, staging, plan, on_sensitivity)
+            converted = _convert(exported, exact, staging, plan, samples, on_sensitivity)
             rows = parity_table([*rows.rows, *_compared(converted, staging, plan.label).rows])
         if on_parity is not None:
             on_parity(rows)
@@ -136,6 +139,14 @@ def bundle_from_checkpoint(
         accuracy = _accuracy(checkpoint, converted, staging if plan.is_exact else exact, staging, plan)
         check_bundle(staging)
         return ExportReport(rows, accuracy)
+
+
+def _calibration_samples(processor: Processor, plan: ExportPlan) -> list[CameraSample]:
+    """Read before anything slow begins: a wrong file is named at once."""
+    settings = plan.settings
+    if settings.calibration is None:
+        return []
+    return camera_samples(settings.calibration, processor, count=settings.calibration_samples)
 
 
 @contextmanager
@@ -176,12 +187,19 @@ def _export(source: Source, folder: Path, dialects: tuple[str, ...]) -> Exported
     )
 
 
-def _convert(exported: Exported, exact: Path, staging: Path, plan: ExportPlan, on_sensitivity: OnSensitivity | None) -> Exported:
-    """Every file of the bundle in the plan's precision."""
+def _convert(
+    exported: Exported,
+    exact: Path,
+    staging: Path,
+    plan: ExportPlan,
+    samples: Sequence[CameraSample],
+    on_sensitivity: OnSensitivity | None,
+) -> Exported:
+    """Every file of the bundle in the plan's precision. samples: to calibrate on."""
     plans = {name: plan.vision if name == "vision" else plan.decoder for name in exported.graphs}
     check_exclusions(plan.settings.exclude, _quantizable(exported, exact))
     logger.info("converting to %s", plan.label)
-    calibrated = _calibrated(exported, exact, plan) if plan.settings.calibration else Calibrated({}, {})
+    calibrated = calibrate(samples, exported.embedding, exported.graphs, exact) if samples else Calibrated({}, {})
     if plan.settings.sensitivity and on_sensitivity is not None:
         for name, feeds in calibrated.feeds.items():
             if plans[name].precision in ("int8", "int4"):
@@ -202,14 +220,6 @@ def _quantizable(exported: Exported, exact: Path) -> list[str]:
     """Names of the MatMuls of all graphs; dialects have the same."""
     specs = {name: exported.graphs[name] for name in ("vision", list(exported.graphs)[-1])}
     return [name for spec in specs.values() for name in matmul_names(exact, spec)]
-
-
-def _calibrated(exported: Exported, exact: Path, plan: ExportPlan) -> Calibrated:
-    settings = plan.settings
-    assert settings.calibration is not None
-    samples = camera_samples(settings.calibration, exported.processor, count=settings.calibration_samples)
-    logger.info("calibrating on %d camera images of %s", len(samples), settings.calibration)
-    return calibrate(samples, exported.embedding, exported.graphs, exact)
 
 
 def _shared(staging: Path, decoders: dict[str, GraphSpec]) -> dict[str, GraphSpec]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import version_converter
 
@@ -24,7 +25,7 @@ from drivekd.runtime.manifest import GraphSpec, TensorSpec
 
 from . import int4, int8
 from .activation_ranges import Calibration
-from .half import HALF, KV_PREFIXES, to_half
+from .half import HALF, KV_PREFIXES, LARGEST_HALF, to_half
 from .matmuls import check_finite, matching, remove_unused_weights, weight_array, weight_matmuls
 from .quiet import quiet
 from .shared_weights import write_models
@@ -103,6 +104,8 @@ def apply_plan(model: ir.Model, plan: GraphPlan, calibration: Calibration | None
     left = _left([node.name or "" for node in nodes], plan, only)
     if plan.precision == "int4":
         left += _too_narrow([node for node in nodes if node.name not in left], plan.block)
+    if plan.half:
+        left += _too_large([node for node in nodes if node.name not in left])
     chosen = [node for node in nodes if node.name not in left]
     check_finite(chosen)
     if plan.precision == "int8":
@@ -134,6 +137,14 @@ def _too_narrow(nodes: Sequence[ir.Node], block: int) -> list[str]:
     for name, inputs in narrow.items():
         log.warning("%s stays float: its %d inputs are less than a block of %d", name, inputs, block)
     return list(narrow)
+
+
+def _too_large(nodes: Sequence[ir.Node]) -> list[str]:
+    """MatMuls with weights that float16 does not know; to_half leaves them float32."""
+    large = [node.name or "" for node in nodes if LARGEST_HALF < np.abs(weight_array(node)).max() < np.inf]
+    for name in large:
+        log.warning("%s stays float32: it has weights beyond %g, the largest float16", name, LARGEST_HALF)
+    return large
 
 
 def _apply_int4(nodes: Sequence[ir.Node], plan: GraphPlan) -> None:

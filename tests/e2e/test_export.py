@@ -122,6 +122,7 @@ def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subproce
         (("student", "--out", "x", "--precision", "int3"), 2, "this version exports fp32, fp16, int8, int4"),
         (("student", "--out", "x", "--precision", "int8"), 2, "calibration=RECORDS.json"),
         (("student", "--out", "x", "--precision", "int8", "--set", "calibration=none.json"), 1, "none.json"),
+        (("student", "--out", "x", "--set", "evaluation=none.json"), 1, "none.json"),
         (("student", "--out", "x", "--kit", "other"), 2, "this version has: edgellm"),
         (("nowhere", "--out", "x"), 1, "no such checkpoint directory"),
         (("student", "--out", "x", "--precision", "int4", "--set", "vision=fp16", "--set", "exclude=[layer.7]"), 2, "layer.7"),

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import quantized_graphs as made
+from test_quantization_int8 import ranges
 
 from drivekd.export.half import to_half
 from drivekd.export.quantization import GraphPlan, apply_plan
@@ -102,11 +103,14 @@ def test_without_islands_large_values_and_full_masks_break(monkeypatch: pytest.M
         assert not np.allclose(found, expected, atol=5e-3 * np.abs(expected).max())
 
 
-def test_a_weight_beyond_float16_stays_float32() -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_a_weight_beyond_float16_stays_float32(precision: str, caplog: pytest.LogCaptureFixture) -> None:
     weight, x = normal(WIDTH, 8), normal(2, WIDTH, seed=1)
     weight[4, 4] = 1e6
     model = made.product(weight)
-    apply_plan(model, GraphPlan("fp16"))
+    plan = GraphPlan(precision, activations="fp16")
+    assert apply_plan(model, plan, ranges(x, ("layers.0.mlp.up_proj",))) == ("layers.0.mlp.up_proj",)
+    assert "layers.0.mlp.up_proj stays float32: it has weights beyond 65504" in caplog.text
     np.testing.assert_allclose(made.run(model, {"x": x})[0], x @ weight, rtol=1e-5, atol=1e-2)  # float32 sums
 
 
@@ -139,8 +143,6 @@ def test_angles_stay_float32() -> None:
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_scales_take_the_type_of_the_activations(precision: str) -> None:
-    from test_quantization_int8 import ranges
-
     weight, x = normal(64, 8), normal(3, 64, seed=1)
     model = made.product(weight)
     plan = GraphPlan(precision, activations="fp16")
