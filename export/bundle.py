@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
 
-from drivekd import __version__
-from drivekd.digests import file_digest
 from drivekd.errors import ExportError, UsageError
-from drivekd.images import ImageForm
 from drivekd.log import logger
 from drivekd.processor import Processor
 from drivekd.run_directory import whole_directory
-from drivekd.runtime.bundle import digest_line, read_bundle
+from drivekd.runtime.bundle import read_bundle
 from drivekd.runtime.check import check_bundle
 from drivekd.runtime.golden import GOLDEN_FILE, golden_images, record_golden
 from drivekd.runtime.manifest import (
-    DIGEST_FILE,
-    FORMAT_VERSION,
-    MANIFEST_FILE,
     EmbeddingSpec,
-    FileEntry,
-    Generation,
     GraphSpec,
-    Manifest,
-    ModelInfo,
 )
 from drivekd.runtime.questions import fill_template
 from drivekd.runtime.session import Session
@@ -42,6 +29,7 @@ from .accuracy import AccuracyRow, accuracy_rows, check_records
 from .calibration import Calibrated, CameraSample, calibrate, camera_samples
 from .checkpoint_source import locate_checkpoint
 from .embedding_table import embedding_spec, quantize_embedding
+from .exported import Exported, manifest_of, write_manifest
 from .graphs import write_graphs
 from .layer_recording import record_layers
 from .layer_values import LAYERS_FILE
@@ -49,9 +37,8 @@ from .matmuls import check_exclusions, matmul_names
 from .measure import decoder_rows, measure_parity
 from .parity import ParityRow, ParityTable, parity_table
 from .plan import ExportPlan
-from .prompt_set import PromptSet
 from .quantization import convert
-from .reference import Reference, take_reference
+from .reference import take_reference
 from .sensitivity import SensitivityReport, sensitivity
 from .shared_weights import share_weights
 from .source import Source, load_source
@@ -71,25 +58,6 @@ class ExportReport:
 
     parity: ParityTable
     accuracy: tuple[AccuracyRow, ...]
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A checkpoint without its model: what the bundle says of it, and the truth to compare with. embedding: [V, D]."""
-
-    processor: Processor
-    prompts: PromptSet
-    info: ModelInfo
-    origin: dict[str, str]
-    graphs: dict[str, GraphSpec]
-    embedding: NDArray[np.float32]
-    embedding_spec: EmbeddingSpec
-    reference: Reference
-    layers: bytes
-
-    @property
-    def images(self) -> ImageForm:
-        return self.processor.images
 
 
 def bundle_from_checkpoint(
@@ -235,7 +203,7 @@ def _move_files(source: Path, target: Path) -> None:
 
 def _compared(exported: Exported, folder: Path, precision: str) -> ParityTable:
     """Every dialect of a folder's graphs against the reference."""
-    write_manifest(_manifest(exported, precision), folder)
+    write_manifest(manifest_of(exported, precision), folder)
     bundle = read_bundle(folder)
     rows: list[ParityRow] = []
     for dialect in bundle.manifest.dialects:
@@ -260,7 +228,7 @@ def _check_parity(checkpoint: Path, table: ParityTable) -> None:
 def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityTable) -> None:
     """What needs the bundle at work, and the manifest over all of it."""
     (staging / LAYERS_FILE).write_bytes(exported.layers)
-    manifest = dataclasses.replace(_manifest(exported, plan.label), parity=tuple(parity.to_json()))
+    manifest = dataclasses.replace(manifest_of(exported, plan.label), parity=tuple(parity.to_json()))
     write_manifest(manifest, staging)
     with Session(read_bundle(staging)) as session:
         golden = record_golden(session)
@@ -278,37 +246,3 @@ def _accuracy(checkpoint: Path, exported: Exported, exact: Path, staging: Path, 
     manifest = read_bundle(staging).manifest
     write_manifest(dataclasses.replace(manifest, accuracy=tuple(row.to_json() for row in rows)), staging)
     return rows
-
-
-def _manifest(exported: Exported, precision: str) -> Manifest:
-    """All but tables and files."""
-    processor, prompts = exported.processor, exported.prompts
-    return Manifest(
-        format_version=FORMAT_VERSION,
-        drivekd_version=__version__,
-        precision=precision,
-        dialects=tuple(name.removeprefix("decoder.") for name in exported.graphs if name != "vision"),
-        model=exported.info,
-        source=exported.origin,
-        images=exported.images,
-        chat=processor.chat,
-        prompts=prompts.prompts,
-        variables=prompts.variables,
-        cameras=prompts.cameras,
-        note=prompts.note,
-        generation=Generation(prompts.max_new_tokens, processor.prompts.end_of_turn_id),
-        graphs=exported.graphs,
-        embedding=exported.embedding_spec,
-        parity=(),
-        accuracy=(),
-        files={},
-    )
-
-
-def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """manifest.json and bundle.sha256 over every other file of a folder that is a bundle from now on."""
-    others = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST_FILE, DIGEST_FILE))
-    files = {path.name: FileEntry(file_digest(path), path.stat().st_size) for path in others}
-    data = dataclasses.replace(manifest, files=files).to_bytes()
-    (folder / MANIFEST_FILE).write_bytes(data)
-    (folder / DIGEST_FILE).write_bytes(digest_line(hashlib.sha256(data).hexdigest()))

@@ -11,6 +11,8 @@ bundle/
   embedding.safetensors  [V, D] as EmbeddingSpec says, gathered on the host
   tokenizer.json
   golden.npz             inputs and this bundle's own ORT-CPU outputs at export
+  layers.npz             what the model's layers put out, for `check --bisect`
+  bundle.sig             a signature, when there is one; outside the digest
   engines/               engines built on their target; outside this digest, each with its own
 """
 

@@ -1,0 +1,79 @@
+"""What an export knows of its checkpoint once the model is gone, and the manifest that says it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivekd import __version__
+from drivekd.digests import file_digest
+from drivekd.processor import Processor
+from drivekd.runtime.bundle import digest_line
+from drivekd.runtime.manifest import (
+    DIGEST_FILE,
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    EmbeddingSpec,
+    FileEntry,
+    Generation,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+)
+
+from .prompt_set import PromptSet
+from .reference import Reference
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A checkpoint without its model: what the bundle says of it, and the truth to compare with. embedding: [V, D]."""
+
+    processor: Processor
+    prompts: PromptSet
+    info: ModelInfo
+    origin: dict[str, str]
+    graphs: dict[str, GraphSpec]
+    embedding: NDArray[np.float32]
+    embedding_spec: EmbeddingSpec
+    reference: Reference
+    layers: bytes
+
+
+def manifest_of(exported: Exported, precision: str) -> Manifest:
+    """All but tables and files."""
+    processor, prompts = exported.processor, exported.prompts
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        drivekd_version=__version__,
+        precision=precision,
+        dialects=tuple(name.removeprefix("decoder.") for name in exported.graphs if name != "vision"),
+        model=exported.info,
+        source=exported.origin,
+        images=processor.images,
+        chat=processor.chat,
+        prompts=prompts.prompts,
+        variables=prompts.variables,
+        cameras=prompts.cameras,
+        note=prompts.note,
+        generation=Generation(prompts.max_new_tokens, processor.prompts.end_of_turn_id),
+        graphs=exported.graphs,
+        embedding=exported.embedding_spec,
+        parity=(),
+        accuracy=(),
+        files={},
+    )
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """manifest.json and bundle.sha256 over every other file of a folder that is a bundle from now on."""
+    others = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST_FILE, DIGEST_FILE))
+    files = {path.name: FileEntry(file_digest(path), path.stat().st_size) for path in others}
+    data = dataclasses.replace(manifest, files=files).to_bytes()
+    (folder / MANIFEST_FILE).write_bytes(data)
+    (folder / DIGEST_FILE).write_bytes(digest_line(hashlib.sha256(data).hexdigest()))
