@@ -1,7 +1,9 @@
 """The parity table: how far the exported graphs are from the model, worst first.
 
 The limit of an output is atol x max(1, its largest magnitude): K of real Qwen2 layers reaches hundreds, where 1e-4 absolute is
-below fp32's own rounding. atol is the graph's, and each precision has its own; in fp32 every token must agree, too.
+below fp32's own rounding. atol is the graph's, and each precision has its own. In fp32 every token must agree, too. In the others
+a single value may be far off by rounding alone, so the whole output is judged besides: its root mean square error as a share of
+its root mean square. Two unrelated outputs have 1.4.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ from numpy.typing import NDArray
 
 from drivekd.runtime.manifest import GraphSpec
 
+# Measured on the demo's trained student: fp16 7e-4, int8 .04, int4 .18; blocks and layers differ, hence the room.
+RMS_LIMITS = {"fp16": 0.01, "int8": 0.3, "int4": 0.6}
+
 
 @dataclass(frozen=True)
 class ParityRow:
     """One output in one case.
 
-    max_rel: max_abs over the reference's largest magnitude. argmax_agreement: share of tokens, ties left out.
+    max_rel: max_abs over the reference's largest magnitude. rms: root mean square error over the reference's. argmax_agreement:
+    share of tokens, ties left out.
     """
 
     graph: str
@@ -29,14 +35,16 @@ class ParityRow:
     output: str
     max_abs: float
     max_rel: float
+    rms: float
     limit: float
     argmax_agreement: float | None = None
 
     @property
     def passed(self) -> bool:
         # written so that NaN fails
-        agrees = self.precision != "fp32" or self.argmax_agreement in (None, 1.0)
-        return self.max_abs <= self.limit and agrees
+        if self.precision == "fp32":
+            return self.max_abs <= self.limit and self.argmax_agreement in (None, 1.0)
+        return self.max_abs <= self.limit and self.rms <= RMS_LIMITS[self.precision]
 
     def severity(self) -> tuple[bool, float]:
         """What rows are sorted by, the worst one largest: failed, then error over limit; NaN beyond everything."""
@@ -81,4 +89,12 @@ def parity_row(
     scale = float(np.abs(expected).max())
     max_abs = float(np.abs(expected.astype(np.float64) - found).max())
     limit = spec.atol * max(1.0, scale)
-    return ParityRow(graph, spec.precision, case, output, max_abs, max_abs / max(scale, 1e-12), limit, argmax_agreement)
+    relative = max_abs / max(scale, 1e-12)
+    return ParityRow(
+        graph, spec.precision, case, output, max_abs, relative, _relative_rms(expected, found), limit, argmax_agreement
+    )
+
+
+def _relative_rms(expected: NDArray[np.float32], found: NDArray[np.floating[Any]]) -> float:
+    wide = expected.astype(np.float64)
+    return float(np.linalg.norm(found - wide) / max(float(np.linalg.norm(wide)), 1e-12))

@@ -69,6 +69,16 @@ def test_a_disagreeing_token_fails_in_fp32_alone() -> None:
     assert parity_row("decoder", int4, "case", "logits", same, same, argmax_agreement=0.99).passed
 
 
+def test_an_unrelated_output_fails_in_every_precision() -> None:
+    """Each value within a wide limit, and the whole of it nonsense."""
+    rng = np.random.default_rng(0)
+    expected, found = rng.normal(size=(2, 500)).astype(np.float32), rng.normal(size=(2, 500)).astype(np.float32)
+    for precision in ("fp16", "int8", "int4"):
+        wide = dataclasses.replace(FP32, precision=precision, atol=10.0)
+        assert not parity_row("decoder", wide, "case", "logits", expected, found).passed
+        assert parity_row("decoder", wide, "case", "logits", expected, expected * np.float32(1.005)).passed
+
+
 def test_an_empty_table_has_not_passed() -> None:
     assert not parity_table([]).passed
 
