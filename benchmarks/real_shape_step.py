@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from export_models import INTERNVL3_1B_TEXT, INTERNVL3_1B_TOWER, INTERNVL3_1B_VOCABULARY, internvl_config
 from PIL import Image
 from tokenizers import Tokenizer
-from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers import InternVLForConditionalGeneration
 
 from drivekd.config import load_config
 from drivekd.data.sample import CAMERAS, CAPABILITIES
@@ -38,31 +39,14 @@ QUESTIONS = {
     "reasoning": "What object should the ego vehicle notice first? Why?",
     "planning": "In this scenario, what are safe actions to take for the ego vehicle?",
 }
-TOWER = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 NARROW_TOWER = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
-STUDENT = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864}
 TEACHER = {"hidden_size": 256, "num_hidden_layers": 28, "num_attention_heads": 4, "intermediate_size": 512}
-VOCABULARY = 151_674
 
 
 def write_model(folder: Path, tower: dict[str, int], text: dict[str, int], tokenizer: Tokenizer, vocab_size: int) -> int:
     """A checkpoint with seeded random weights; returns its number of parameters."""
     torch.manual_seed(0)
-    end = tokenizer.token_to_id("<|im_end|>")
-    config = InternVLConfig(
-        vision_config={**tower, "image_size": [448, 448], "patch_size": [14, 14], "attention_bias": True},
-        text_config={
-            **text,
-            "model_type": "qwen2",
-            "vocab_size": vocab_size,
-            "num_key_value_heads": 2,
-            "tie_word_embeddings": False,
-            "eos_token_id": end,
-        },
-        image_token_id=tokenizer.token_to_id("<IMG_CONTEXT>"),
-        image_seq_length=256,
-        tie_word_embeddings=False,  # as published
-    )
+    config = internvl_config(tower, text, tokenizer, vocab_size)
     model = InternVLForConditionalGeneration(config)
     write_checkpoint(folder, model, tokenizer)
     return sum(parameter.numel() for parameter in model.parameters())
@@ -126,7 +110,7 @@ def main() -> None:
     tokenizer = train_tokenizer(texts * 20, [], 600)
     rows = []
     if not (work / "student").exists():
-        count = write_model(work / "student", TOWER, STUDENT, tokenizer, VOCABULARY)
+        count = write_model(work / "student", INTERNVL3_1B_TOWER, INTERNVL3_1B_TEXT, tokenizer, INTERNVL3_1B_VOCABULARY)
         write_model(work / "teacher", NARROW_TOWER, TEACHER, tokenizer, tokenizer.get_vocab_size())
         rows.append(["student parameters", f"{count:,}"])
     write_records(work)

@@ -1,0 +1,249 @@
+"""Decode speed of an exported bundle against onnxruntime-genai's own int4 build of the same language model, on a CPU.
+
+    python benchmarks/export.py --work DIR --size internvl3-1b --precision int4      # makes checkpoint and bundle
+    python benchmarks/decode.py --work DIR --bundle DIR/bundle-internvl3-1b-int4 --checkpoint DIR/internvl3-1b \
+        --peer-python PEER_VENV/bin/python                                           # decode_peer.py says how to make it
+
+Every engine is a process of its own: a bundle's is its decoder.gqa with all memory bound by hand (numpy and onnxruntime alone),
+the peer's is onnxruntime-genai's loop. All are loaded, then they take turns of a few greedy steps on the same prompt, so that a
+slow minute of the machine hits all alike; the order turns round at every turn. A repeat is a fresh set of processes, loaded in
+the other order: where the weights come to lie in memory moves a process's speed by some percent for as long as it lives. The
+first token is part of the prompt's seconds. CPU milliseconds, summed over threads, tell a slow engine from a busy machine.
+
+The ratio is genai's seconds over ours, above 1 we are faster: the median over neighbouring turns of a repeat, then the median
+over repeats, with the smallest and largest repeat. "of p10" is the ratio of tenth percentiles: steps that nothing else of the
+machine disturbed. Without a peer the bundles alone are timed. Agreement of the logits behind the prompt (cosine) shows that all
+compute the same model; two int4 roundings of it differ by some percent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import about, environment
+
+from drivekd.tables import print_table
+
+HEADER = ["prompt", "engine", "tok/s", "ms a token p50", "p10", "p95", "CPU ms", "ratio", "min - max", "of p10", "of CPU"]
+HEADER += ["prompt s", "RSS, MB", "peak, MB", "cosine"]
+HUGE_PAGES = "glibc.malloc.hugetlb=1"  # glibc 2.35: malloc asks for transparent huge pages; read when a process starts
+WARM_UP = 8  # tokens
+WORKER = Path(__file__).with_name("decode_worker.py")
+
+
+class Worker:
+    """One engine's process; a context manager."""
+
+    def __init__(self, label: str, engine: str, folder: Path, python: str, threads: int, huge_pages: bool) -> None:
+        self.label = label
+        command = [python, str(WORKER), engine, str(folder), "--threads", str(threads)]
+        variables = environment(threads) | ({"GLIBC_TUNABLES": HUGE_PAGES} if huge_pages else {})
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
+
+    def __enter__(self) -> Worker:
+        self.loaded = self._reply()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate()  # closes stdin: the worker ends
+        self._process.wait()
+
+    def ask(self, **question: object) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._reply()
+
+    def _reply(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.label}: its process ended; its messages are above")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+
+def main() -> int:
+    arguments = _arguments()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    engines = [(path.name, "bound", path, sys.executable) for path in arguments.bundle]
+    if arguments.peer_python is not None:
+        from decode_peer import make_peer
+
+        peer = make_peer(arguments.checkpoint, arguments.work / "peer", arguments.peer_python)
+        engines.append(("genai", "genai", peer, str(arguments.peer_python)))
+    rows = [row for length in arguments.prompts for row in _prompt_rows(length, engines, arguments)]
+    _report(rows, arguments)
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--work", type=Path, required=True, help="folder for the peer's model; kept, and taken up again")
+    add("--bundle", type=Path, nargs="+", required=True, help="bundles with a gqa decoder")
+    add("--checkpoint", type=Path, help="what the bundles were exported from; the peer is built from it")
+    add("--peer-python", type=Path, help="interpreter of the peer's environment; without it the bundles alone are timed")
+    add("--prompts", type=lambda text: [int(part) for part in text.split(",")], default=[256, 1700], help="prompt lengths")
+    add("--tokens", type=int, default=64, help="steps a repeat")
+    add("--turn", type=int, default=4, help="steps that an engine takes before the next one's turn")
+    add("--repeats", type=int, default=6, help="sets of processes")
+    add("--threads", type=int, default=2)
+    add("--huge-pages", action="store_true", help=f"every engine with GLIBC_TUNABLES={HUGE_PAGES}")
+    add("--out", type=Path, help="append one JSON line a row")
+    arguments = parser.parse_args()
+    if arguments.peer_python is not None and arguments.checkpoint is None:
+        parser.error("--peer-python needs --checkpoint")
+    return arguments
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+Start = tuple[str, str, Path, str]  # label, engine, folder, interpreter
+
+
+def _prompt_rows(length: int, engines: Sequence[Start], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row an engine; fresh processes each repeat."""
+    prompt = np.random.default_rng(length).integers(300, 600, length).tolist()  # words of every tokenizer of ours
+    repeats = []
+    for number in range(arguments.repeats):
+        repeats.append(_processes(prompt, engines[::-1] if number % 2 else engines, arguments))
+        times = ", ".join(f"{label} {1e3 * statistics.median(found['steps']):.1f}" for label, found in repeats[-1].items())
+        print(f"prompt {length}, {number + 1}/{arguments.repeats}: ms a token {times}", file=sys.stderr)
+    return [
+        _row(length, label, [one[label] for one in repeats], _peer_runs(engines, repeats), arguments) for label, *_ in engines
+    ]
+
+
+def _processes(prompt: Sequence[int], engines: Sequence[Start], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(*start, arguments.threads, arguments.huge_pages)) for start in engines]
+        for worker in workers:  # pages, pools, packed weights
+            worker.ask(prompt=prompt[:WARM_UP], room=WARM_UP)
+            worker.ask(steps=WARM_UP)
+        return _repeat(prompt, workers, arguments)
+
+
+def _peer_runs(engines: Sequence[Start], repeats: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [one[label] for one in repeats for label, engine, *_ in engines if engine == "genai"]
+
+
+def _repeat(prompt: Sequence[int], workers: Sequence[Worker], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """By label: seconds of the prompt and of each step, CPU seconds of all steps, tokens, memory behind them."""
+    found = {}
+    for worker in workers:
+        read = worker.ask(prompt=prompt, room=arguments.tokens)
+        one = {"prompt_s": read["seconds"][0], "steps": [], "cpu_s": 0.0, "tokens": read["tokens"]}
+        found[worker.label] = {**one, "logits": _logits(worker, arguments.work), "loaded": worker.loaded}
+    order = list(workers)
+    for start in range(0, arguments.tokens, arguments.turn):
+        for worker in order:
+            taken = worker.ask(steps=min(arguments.turn, arguments.tokens - start))
+            one = found[worker.label]
+            one["steps"] += taken["seconds"]
+            one["cpu_s"] += taken["cpu_s"]
+            one["tokens"] += taken["tokens"]
+            one["rss_mb"], one["peak_mb"] = taken["rss_mb"], taken["peak_mb"]
+        order.reverse()
+    return found
+
+
+def _logits(worker: Worker, work: Path) -> np.ndarray[Any, Any]:
+    path = work / "logits.npy"
+    worker.ask(save=str(path))
+    return np.asarray(np.load(path))
+
+
+def _row(
+    length: int, label: str, ours: Sequence[dict[str, Any]], peers: Sequence[dict[str, Any]], arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """One engine's repeats beside the peer's, which may be none."""
+    steps = [second for one in ours for second in one["steps"]]
+    row = {
+        "prompt": length,
+        "engine": label,
+        "tokens_per_s": 1 / statistics.median(steps),
+        "p50_ms": 1e3 * statistics.median(steps),
+        "p10_ms": 1e3 * float(np.percentile(steps, 10)),
+        "p95_ms": 1e3 * float(np.percentile(steps, 95)),
+        "cpu_ms": 1e3 * statistics.median(one["cpu_s"] / len(one["steps"]) for one in ours),
+        "prompt_s": statistics.median(one["prompt_s"] for one in ours),
+        "rss_mb": statistics.median(one["rss_mb"] - one["loaded"]["bare_mb"] for one in ours),  # beyond interpreter and numpy
+        "peak_mb": statistics.median(one["peak_mb"] - one["loaded"]["bare_mb"] for one in ours),
+        "load_s": statistics.median(one["loaded"]["load_s"] for one in ours),
+        "timed_steps": len(steps),
+        "versions": ours[0]["loaded"]["versions"],
+    }
+    if peers:
+        row |= _against(peers, ours, arguments.turn)
+        row["cosine"] = _cosine(peers[0]["logits"], ours[0]["logits"])
+    return row
+
+
+def _against(peers: Sequence[dict[str, Any]], ours: Sequence[dict[str, Any]], turn: int) -> dict[str, float]:
+    """How many times faster ours is, repeat by repeat."""
+    pairs = list(zip(peers, ours, strict=True))
+    ratios = [float(np.median(_turns(peer, turn) / _turns(one, turn))) for peer, one in pairs]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratio_min": min(ratios),
+        "ratio_max": max(ratios),
+        "ratio_p10": statistics.median(_p10(peer) / _p10(one) for peer, one in pairs),
+        "cpu_ratio": statistics.median(peer["cpu_s"] / one["cpu_s"] for peer, one in pairs),
+        "prompt_ratio": statistics.median(peer["prompt_s"] / one["prompt_s"] for peer, one in pairs),
+        "equal_tokens": float(np.mean([np.equal(peer["tokens"], one["tokens"]).mean() for peer, one in pairs])),
+    }
+
+
+def _turns(one: dict[str, Any], turn: int) -> np.ndarray[Any, Any]:
+    """Seconds a step of each turn."""
+    return np.asarray([statistics.median(one["steps"][start : start + turn]) for start in range(0, len(one["steps"]), turn)])
+
+
+def _p10(one: dict[str, Any]) -> float:
+    """A step that nothing else of the machine disturbed."""
+    return float(np.percentile(one["steps"], 10))
+
+
+def _cosine(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
+    return float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """The table for people, then one JSON line a row; the lines go to --out, too."""
+    machine = about() | {"threads": arguments.threads, "repeats": arguments.repeats}
+    machine["huge_pages"] = arguments.huge_pages
+    print(f"{machine['date']}  {machine['machine']}  {arguments.threads} threads  load {machine['load']:.1f}")
+    for label, versions in {row["engine"]: row["versions"] for row in rows}.items():
+        print(label, ", ".join(f"{name} {number}" for name, number in versions.items()))
+    print_table(f"greedy decoding, {arguments.tokens} steps, {arguments.repeats} repeats", HEADER, [_cells(row) for row in rows])
+    lines = "".join(json.dumps({**row, **machine}) + "\n" for row in rows)
+    print(lines, end="")
+    if arguments.out is not None:
+        with arguments.out.open("a") as file:
+            file.write(lines)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    spread = f"{row['ratio_min']:.2f} - {row['ratio_max']:.2f}" if "ratio" in row else ""
+    numbers = [f"{row[key]:.1f}" for key in ("tokens_per_s", "p50_ms", "p10_ms", "p95_ms", "cpu_ms")]
+    ratios = [f"{row['ratio']:.2f}", spread, f"{row['ratio_p10']:.2f}", f"{row['cpu_ratio']:.2f}"] if spread else [""] * 4
+    memory = [f"{row['prompt_s']:.2f}", f"{row['rss_mb']:,.0f}", f"{row['peak_mb']:,.0f}"]
+    return [str(row["prompt"]), row["engine"], *numbers, *ratios, *memory, f"{row['cosine']:.4f}" if "cosine" in row else ""]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
