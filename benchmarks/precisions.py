@@ -21,8 +21,7 @@ VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp32": ("fp32", ()),
     "fp16": ("fp16", ()),
     "int8": ("int8", ()),
-    "int4, blocks of 32": ("int4", ()),
-    "int4, blocks of 128": ("int4", ("block=128",)),
+    "int4": ("int4", ()),
 }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,12 @@ def test_ratio_is_of_turns_that_followed_each_other() -> None:
     slow_spell = [1, 1, 9, 9, 9, 9, 1, 1]
     found = _against([run([2.0 * one for one in slow_spell])], [run([1.0 * one for one in slow_spell])], 2)
     assert [found[key] for key in ("ratio", "ratio_min", "ratio_max")] == pytest.approx([2, 2, 2])
+
+
+def test_a_stage_that_is_called_twice_counts_twice() -> None:
+    stages = {"rest": {"seconds": 0.0, "peak_mb": 0.0}}
+    script = runpy.run_path(str(BENCHMARKS / "export.py"))  # "import export" would find the folder of that name
+    nap = script["_timed"]("nap", time.sleep, stages)
+    nap(0.02)
+    nap(0.02)
+    assert stages["nap"]["seconds"] >= 0.04
