@@ -20,7 +20,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from distill_agreement import TOLERANCE, agreement
 from distill_models import SIZES, BenchmarkFolder, Recipe
 from distill_records import make_benchmark
 from distill_variants import MIXINGS, VARIANTS, Step, make_step
+from machine import environment, processor
 from torch import nn
 
 from drivekd.errors import ConfigError
@@ -133,18 +133,13 @@ def _run_process(name: str, arguments: argparse.Namespace) -> Run | None:
     kept = ("work", "threads", "steps")
     flags = [part for key in kept for part in (f"--{key}", str(getattr(arguments, key)))]
     command = [sys.executable, __file__, *flags, "--child", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=_environment(arguments.threads))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment(arguments.threads))
     if done.returncode == UNAVAILABLE:
         return None
     if done.returncode:
         raise SystemExit(f"{name}: its process ended with status {done.returncode}; its messages are above")
     run: Run = json.loads(done.stdout.splitlines()[-1])
     return run
-
-
-def _environment(threads: int) -> dict[str, str]:
-    """One pool of the asked size whose idle threads sleep."""
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def _row(name: str, runs: Mapping[str, Sequence[Run]]) -> dict[str, object]:
@@ -180,7 +175,7 @@ def _report(table: Sequence[Mapping[str, object]], arguments: argparse.Namespace
     """The table for people on stdout, the lines for machines in --out."""
     about = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{_processor()}, {os.cpu_count()} CPUs, {arguments.threads} threads",
+        "machine": f"{processor()}, {os.cpu_count()} CPUs, {arguments.threads} threads",
         "versions": versions(),
         **{key: getattr(arguments, key) for key in ("size", "layers", "accumulation", "repeats", "separate_vision")},
     }
@@ -205,11 +200,6 @@ def _short(*values: object) -> str:
     return ", ".join(
         "" if value is None else f"{value:.3g}" if abs(float(str(value))) < 1000 else f"{value:,.0f}" for value in values
     )
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 # --- the child: one variant, one process ------------------------------------------------------------------------------

@@ -209,7 +209,7 @@ def evaluate(
 def export(
     source: Annotated[Path, typer.Argument(help="A checkpoint, run or adapter; or a bundle, to add engines, kit or signature.")],
     out: Annotated[Path | None, typer.Option("--out", help="The bundle to write.")] = None,
-    precision: Annotated[str, typer.Option(help="fp32 | fp16 | int8 | int4 (vision then int8)")] = "fp32",
+    precision: Annotated[str | None, typer.Option(help="fp32 (default) | fp16 | int8 | int4 (vision then int8)")] = None,
     overrides: Overrides = None,
     trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this device.")] = False,
     kit: Annotated[str | None, typer.Option(help="edgellm: what NVIDIA's TensorRT Edge-LLM needs.")] = None,
@@ -217,16 +217,10 @@ def export(
     sign: Annotated[Path | None, typer.Option(metavar="KEY.pem", help="Sign the bundle with a private key.")] = None,
 ) -> None:
     """ONNX graphs, verified against the model, in one bundle."""
-    from drivekd.export.command import Extras, export_checkpoint, finish_bundle, is_bundle
+    from drivekd.export.command import Extras, export_command
 
     extras = Extras(trt=trt, kit=kit, sign=sign, checkpoint=checkpoint)
-    if is_bundle(source):
-        finish_bundle(source, extras, out=out, show=_print_table, say=_talk)
-        return
-    from drivekd.export.plan import plan_from_options
-
-    plan = plan_from_options(precision, overrides or ())
-    export_checkpoint(source, out, plan, extras, show=_print_table, say=_talk)
+    export_command(source, out, precision, overrides or (), extras, show=_print_table, say=_talk)
 
 
 @app.command()

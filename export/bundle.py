@@ -221,7 +221,7 @@ def _check_parity(checkpoint: Path, table: ParityTable) -> None:
         raise ExportError(
             f"{checkpoint}: parity failed in {failed} of {len(table.rows)} outputs, no bundle was written. Worst: "
             f"{worst.graph} in {worst.precision}, {worst.case}, {worst.output}: "
-            f"error {worst.max_abs:.2e}, limit {worst.limit:.2e}{agreement}"
+            f"error {worst.max_abs:.2e}, limit {worst.limit:.2e}; root mean square {worst.rms:.1e} of the output's{agreement}"
         )
 
 

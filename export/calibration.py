@@ -23,6 +23,7 @@ from drivekd.processor import Processor
 from drivekd.runtime.manifest import GraphSpec
 
 from .activation_ranges import Calibration, Feeds, record_ranges
+from .layer_recording import prompt_positions
 from .probed_graph import prefill_feeds
 
 NUM_SAMPLES = 8  # a 448 px tile takes InternViT-300M 5 to 7 s on two cores
@@ -80,14 +81,12 @@ def _camera_sample(sample: Sample, camera: int, processor: Processor) -> CameraS
     prompts = processor.prompts
     prefix = prompts.prefix(1)
     text = prompts.suffix(sample.question) + ([] if sample.answer is None else prompts.answer(sample.answer))
-    before = processor.prefix_positions(prefix)  # [A, P]
-    after = before.max() + 1 + np.arange(len(text))  # text counts up on all axes alike
     ids = np.asarray([*prefix, *text], np.int64)
     return CameraSample(
         source=sample.source,
         pixel_values=processor.normalize(processor.resize(load_image(sample.images[camera]))),
         input_ids=ids,
-        position_ids=np.concatenate([before, np.broadcast_to(after, (len(before), len(text)))], axis=1),
+        position_ids=prompt_positions(processor.prefix_positions(prefix), len(text)),
         image=ids == prompts.image_token_id,
     )
 

@@ -5,7 +5,7 @@ Only what starts from a checkpoint imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,8 +46,20 @@ class Extras:
         return self.trt or self.kit is not None or self.sign is not None
 
 
-def is_bundle(source: Path) -> bool:
-    return (source / MANIFEST_FILE).is_file()
+def export_command(
+    source: Path, out: Path | None, precision: str | None, overrides: Sequence[str], extras: Extras, *, show: Show, say: Say
+) -> None:
+    """A checkpoint becomes the bundle `out`; to a bundle is done what extras want. precision: None = fp32.
+
+    Raises UsageError, CheckpointError, DataError, BundleError, ExportError.
+    """
+    if (source / MANIFEST_FILE).is_file():
+        if precision is not None or overrides:
+            raise UsageError(f"{source} is a bundle already; --precision and --set are for the checkpoint that it comes from")
+        return finish_bundle(source, extras, out=out, show=show, say=say)
+    from .plan import plan_from_options
+
+    export_checkpoint(source, out, plan_from_options(precision or "fp32", overrides), extras, show=show, say=say)
 
 
 def export_checkpoint(checkpoint: Path, out: Path | None, plan: ExportPlan, extras: Extras, *, show: Show, say: Say) -> None:

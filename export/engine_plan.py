@@ -54,7 +54,7 @@ def _source(bundle: Bundle, engine: str, graph: str, limits: Limits) -> EngineSo
     if graph not in bundle.manifest.graphs:
         raise BundleError(
             f"{bundle.path}: TensorRT needs the graph {graph!r}, this bundle has {', '.join(bundle.manifest.graphs)}. "
-            "Export again with --dialects gqa,concat"
+            "Export again with both dialects, the default"
         )
     spec = bundle.manifest.graphs[graph]
     for name in (spec.file, spec.data_file):

@@ -91,10 +91,13 @@ def parity_row(
     limit = spec.atol * max(1.0, scale)
     relative = max_abs / max(scale, 1e-12)
     return ParityRow(
-        graph, spec.precision, case, output, max_abs, relative, _relative_rms(expected, found), limit, argmax_agreement
+        graph, spec.precision, case, output, max_abs, relative, relative_error(expected, found), limit, argmax_agreement
     )
 
 
-def _relative_rms(expected: NDArray[np.float32], found: NDArray[np.floating[Any]]) -> float:
+def relative_error(expected: NDArray[np.float32], found: NDArray[np.floating[Any]]) -> float:
+    """||found - expected|| / ||expected||; infinite when `found` is not finite."""
+    if not np.isfinite(found).all():
+        return float("inf")
     wide = expected.astype(np.float64)
     return float(np.linalg.norm(found - wide) / max(float(np.linalg.norm(wide)), 1e-12))

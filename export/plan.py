@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 
 from drivekd.config import Section, apply_override, explain
 from drivekd.errors import ConfigError, UsageError
-from drivekd.runtime.manifest import DIALECTS
+from drivekd.runtime.manifest import DIALECTS, PRECISIONS
 
-from .quantization import PRECISIONS, GraphPlan
+from .quantization import GraphPlan
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from onnxscript import version_converter
 
 from drivekd.errors import ExportError, UsageError
-from drivekd.runtime.manifest import GraphSpec, TensorSpec
+from drivekd.runtime.manifest import PRECISIONS, GraphSpec, TensorSpec
 
 from . import int4, int8
 from .activation_ranges import Calibration
@@ -32,7 +32,6 @@ from .shared_weights import write_models
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
 BLOCKS = (32, 64, 128)
 FORMS = ("qdq", "matmulnbits")
 ACTIVATIONS = ("fp32", "fp16")
@@ -160,7 +159,8 @@ def _apply_int4(nodes: Sequence[ir.Node], plan: GraphPlan) -> None:
 def _apply_int8(nodes: Sequence[ir.Node], calibration: Calibration | None, smallest: float) -> None:
     if calibration is None:
         raise ExportError(
-            "int8 needs calibration: activations are scaled by what real camera samples reach; give --calibration RECORDS.json"
+            "int8 needs calibration: activations are scaled by what real camera samples reach; "
+            "give --set calibration=RECORDS.json"
         )
     by_activation: dict[ir.Value, list[ir.Node]] = {}
     for node in nodes:

@@ -23,9 +23,10 @@ from drivekd.runtime.manifest import GraphSpec
 
 from .activation_ranges import Calibration, Feeds
 from .matmuls import matching, weight_array, weight_matmuls
+from .parity import relative_error
 from .quantization import GraphPlan, apply_plan
 
-HEADER = ["graph", "left out", "error", "share of weights"]
+HEADER = ["graph", "quantized alone", "error", "share of weights"]
 NUM_DETAILED = 3  # layers whose MatMuls get rows of their own
 OUTSTANDING = 3.0  # times the median of the layers
 MOST = 0.7
@@ -84,7 +85,7 @@ def sensitivity(
 
 
 def suggested_exclusions(report: SensitivityReport, budget: float) -> list[str]:
-    """Patterns for --exclude, worst first: layers that stand out, or the one MatMul that makes them stand out.
+    """Patterns for `exclude`, worst first: layers that stand out, or the one MatMul that makes them stand out.
 
     Together they hold at most `budget` (0..1) of the graph's weights. Empty when no layer stands out from the median: then
     excluding one buys no more than excluding another, and smaller blocks or another precision are what helps.
@@ -152,11 +153,3 @@ class Trials:
         types = {value.name: np.float16 for value in session.get_inputs() if value.type == "tensor(float16)"}
         cast = [{name: array.astype(types.get(name, array.dtype)) for name, array in feed.items()} for feed in self._feeds]
         return [session.run([self._spec.outputs[0].name], feed)[0] for feed in cast]
-
-
-def relative_error(expected: Floats, found: Floats) -> float:
-    """||found - expected|| / ||expected||; infinite when `found` is not finite."""
-    if not np.isfinite(found).all():
-        return float("inf")
-    difference = np.linalg.norm(found.astype(np.float64) - expected)
-    return float(difference / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-12))

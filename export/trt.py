@@ -79,6 +79,8 @@ def engines_from_bundle(
     verified = read_bundle(bundle, public_key=public_key)
     digest, sources = verified.digest, engine_sources(verified, limits)
     del verified  # the embedding's bytes; a Jetson's GPU shares its memory
+    for line in ("the same by hand:", *engine_commands(sources, bundle)):
+        say(line)
     if (bundle / ENGINES_DIR).is_symlink():
         raise BundleError(f"{bundle}: {ENGINES_DIR} is a link; engines are written inside the bundle. Take it out")
     rows = []
@@ -100,11 +102,6 @@ def compile_ahead(
     targets: compute capabilities, 86 = SM 8.6. Raises as engines_from_bundle does.
     """
     return engines_from_bundle(bundle, targets=[f"rtx-sm{number}" for number in targets], on_line=on_line, limits=limits)
-
-
-def engine_command_lines(bundle: Path, *, limits: Limits | None = None) -> list[str]:
-    """The same engines with trtexec and polygraphy, one line each. Raises BundleError."""
-    return engine_commands(engine_sources(read_bundle(Path(bundle)), limits), Path(bundle))
 
 
 def _say_nothing(line: str) -> None:

@@ -13,13 +13,12 @@ from math import isfinite
 from drivekd.errors import BundleError
 
 from .kv_cache import past_names, present_names
-from .manifest import DIALECTS, MANIFEST_FILE, GraphSpec, Manifest, TensorSpec
+from .manifest import DIALECTS, MANIFEST_FILE, PRECISIONS, GraphSpec, Manifest, TensorSpec
 from .onnx_file import ExternalTensor, GraphTensor, OnnxFile, read_onnx
 from .typed_json import json_from_dataclass
 
 MAX_IR_VERSION = 10  # what every onnxruntime since 1.20 reads; the exporter writes it
 DTYPES = ("float32", "float16", "int64", "int32")  # of graph inputs and outputs: what the runtime feeds and reads
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
 NEEDED_FILES = ("tokenizer.json", "embedding.safetensors")
 MAX_POSITIONS = 1 << 24  # bounds what a K/V buffer may be asked to hold; real models have some 1e5
 OUTSIDE_OPS = {("com.microsoft", "EPContext")}  # makes an engine open a file that the node names

@@ -33,6 +33,7 @@ MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "bundle.sha256"
 ENGINES_DIR = "engines"
 
+PRECISIONS = ("fp32", "fp16", "int8", "int4")  # of a graph or the embedding
 DIALECTS = ("gqa", "concat")  # ways to keep K/V, in the order in which onnxruntime on a CPU prefers them
 
 Variable: TypeAlias = str | int | float

@@ -13,6 +13,7 @@ import pytest
 from drivekd.runtime import read_bundle
 from drivekd.world.build import WorldSettings, build_world
 
+PROMPTS = ("perception", "reasoning", "planning")
 SHIPPED = Path(__file__).resolve().parents[2] / "drivekd" / "demo" / "models" / "student"
 
 
@@ -58,8 +59,8 @@ def test_int4_prints_parity_of_both_precisions(folder: Path, exported: subproces
 def test_check_shows_graphs_and_passes_its_gate(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
     done = drivekd(folder, "check", "bundle", "--verbose")
     assert done.returncode == 0, done.stderr
-    for word in ("bundle is sound", "parity gate", "decoder.gqa", "image_embeds", "int4", "embedding", "unsigned", "engines"):
-        assert word in done.stdout or word == "unsigned"
+    for word in ("bundle is sound", "parity gate", "decoder.gqa", "image_embeds", "int4", "embedding", "signature", "engines"):
+        assert word in done.stdout
     digest = read_bundle(folder / "bundle").digest
     assert drivekd(folder, "check", "bundle", "--expect-digest", digest).returncode == 0
     wrong = drivekd(folder, "check", "bundle", "--expect-digest", "sha256:" + "0" * 64)
@@ -103,9 +104,6 @@ def test_the_kit_and_its_referee(folder: Path, exported: subprocess.CompletedPro
     assert "failed" in judged.stderr
 
 
-PROMPTS = ("perception", "reasoning", "planning")
-
-
 def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
     before = read_bundle(folder / "bundle").digest
     done = drivekd(folder, "export", "bundle", "--trt")
@@ -127,6 +125,7 @@ def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subproce
         (("nowhere", "--out", "x"), 1, "no such checkpoint directory"),
         (("student", "--out", "x", "--precision", "int4", "--set", "vision=fp16", "--set", "exclude=[layer.7]"), 2, "layer.7"),
         (("bundle",), 2, "is a bundle already"),
+        (("bundle", "--trt", "--precision", "int8"), 2, "are for the checkpoint that it comes from"),
     ],
 )
 def test_what_is_asked_wrongly(

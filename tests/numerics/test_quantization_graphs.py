@@ -19,9 +19,9 @@ from drivekd.errors import DataError
 from drivekd.export.calibration import Calibrated, calibrate, camera_samples
 from drivekd.export.graphs import write_graphs
 from drivekd.export.matmuls import matmul_names
+from drivekd.export.parity import relative_error
 from drivekd.export.probed_graph import prefill_feeds
 from drivekd.export.quantization import ATOL, GraphPlan, convert
-from drivekd.export.sensitivity import relative_error
 from drivekd.export.shared_weights import share_weights
 from drivekd.export.source import load_source
 from drivekd.export.value_types import value_types

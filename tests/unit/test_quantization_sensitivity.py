@@ -9,12 +9,12 @@ import onnx_ir as ir
 import pytest
 import quantized_graphs as made
 
+from drivekd.export.parity import relative_error
 from drivekd.export.quantization import GraphPlan, convert
 from drivekd.export.sensitivity import (
     SensitivityReport,
     SensitivityRow,
     layer_groups,
-    relative_error,
     sensitivity,
     suggested_exclusions,
 )
