@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,47 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import about, environment
+from engine_process import HUGE_PAGES, EngineProcess
+from machine import about
 
 from drivekd.tables import print_table
 
 HEADER = ["prompt", "engine", "tok/s", "ms a token p50", "p10", "p95", "CPU ms", "ratio", "min - max", "of p10", "of CPU"]
 HEADER += ["prompt s", "RSS, MB", "peak, MB", "cosine"]
-HUGE_PAGES = "glibc.malloc.hugetlb=1"  # glibc 2.35: malloc asks for transparent huge pages; read when a process starts
 WARM_UP = 8  # tokens
 WORKER = Path(__file__).with_name("decode_worker.py")
-
-
-class Worker:
-    """One engine's process; a context manager."""
-
-    def __init__(self, label: str, engine: str, folder: Path, python: str, threads: int, huge_pages: bool) -> None:
-        self.label = label
-        command = [python, str(WORKER), engine, str(folder), "--threads", str(threads)]
-        variables = environment(threads) | ({"GLIBC_TUNABLES": HUGE_PAGES} if huge_pages else {})
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables)
-
-    def __enter__(self) -> Worker:
-        self.loaded = self._reply()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.communicate()  # closes stdin: the worker ends
-        self._process.wait()
-
-    def ask(self, **question: object) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
-        self._process.stdin.flush()
-        return self._reply()
-
-    def _reply(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.label}: its process ended; its messages are above")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
 
 
 def main() -> int:
@@ -127,18 +94,24 @@ def _prompt_rows(length: int, engines: Sequence[Start], arguments: argparse.Name
 
 def _processes(prompt: Sequence[int], engines: Sequence[Start], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     with ExitStack() as stack:
-        workers = [stack.enter_context(Worker(*start, arguments.threads, arguments.huge_pages)) for start in engines]
+        workers = [stack.enter_context(_process(start, arguments)) for start in engines]
         for worker in workers:  # pages, pools, packed weights
             worker.ask(prompt=prompt[:WARM_UP], room=WARM_UP)
             worker.ask(steps=WARM_UP)
         return _repeat(prompt, workers, arguments)
 
 
+def _process(start: Start, arguments: argparse.Namespace) -> EngineProcess:
+    label, engine, folder, python = start
+    command = [python, WORKER, engine, folder, "--threads", str(arguments.threads)]
+    return EngineProcess(label, command, arguments.threads, huge_pages=arguments.huge_pages)
+
+
 def _peer_runs(engines: Sequence[Start], repeats: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     return [one[label] for one in repeats for label, engine, *_ in engines if engine == "genai"]
 
 
-def _repeat(prompt: Sequence[int], workers: Sequence[Worker], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def _repeat(prompt: Sequence[int], workers: Sequence[EngineProcess], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """By label: seconds of the prompt and of each step, CPU seconds of all steps, tokens, memory behind them."""
     found = {}
     for worker in workers:
@@ -158,7 +131,7 @@ def _repeat(prompt: Sequence[int], workers: Sequence[Worker], arguments: argpars
     return found
 
 
-def _logits(worker: Worker, work: Path) -> np.ndarray[Any, Any]:
+def _logits(worker: EngineProcess, work: Path) -> np.ndarray[Any, Any]:
     path = work / "logits.npy"
     worker.ask(save=str(path))
     return np.asarray(np.load(path))

@@ -72,6 +72,10 @@ class BoundBundle:
         self._bind(1)
         return self._token
 
+    def rewind(self, num_tokens: int, token: int) -> None:
+        """Back to where num_tokens had been read and `token` was the last choice: what lies behind is written over."""
+        self._read, self._token = num_tokens, token
+
     def step(self) -> int:
         self._token = self._call([self._token])
         return self._token
@@ -110,17 +114,22 @@ class BoundBundle:
         return int(self._out[0].argmax())
 
 
+def open_genai(folder: Path, threads: int) -> tuple[Any, Any]:
+    """The package and a model that its builder made."""
+    onnxruntime_genai: Any = import_module("onnxruntime_genai")  # only the peer's environment has it
+    config = onnxruntime_genai.Config(str(folder))
+    settings = {"intra_op_num_threads": threads, "log_severity_level": 3}
+    config.overlay(json.dumps({"model": {"decoder": {"session_options": settings}}}))
+    return onnxruntime_genai, onnxruntime_genai.Model(config)
+
+
 class Genai:
     """onnxruntime-genai's own loop over a model that its builder made."""
 
     packages: tuple[str, ...] = ("onnxruntime-genai", "onnxruntime", "numpy")
 
     def __init__(self, folder: Path, threads: int) -> None:
-        onnxruntime_genai: Any = import_module("onnxruntime_genai")  # only the peer's environment has it
-        config = onnxruntime_genai.Config(str(folder))
-        settings = {"intra_op_num_threads": threads, "log_severity_level": 3}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": settings}}}))
-        self._genai, self._model = onnxruntime_genai, onnxruntime_genai.Model(config)
+        self._genai, self._model = open_genai(folder, threads)
         self.logits = np.empty(0, np.float32)
 
     def start(self, prompt: Sequence[int], room: int) -> int:

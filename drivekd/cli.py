@@ -41,6 +41,7 @@ app.add_typer(data, name="data")
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")]
 Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
 PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
+Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -257,35 +258,46 @@ def doctor(ros: Annotated[bool, typer.Option("--ros", help="Check ROS 2 as well.
 @app.command()
 def run(
     bundle: Path,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files, in camera order; CAMERA=FILE names one.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Images in camera order, a folder, a video; CAMERA=FILE names one.")
+    ],
     question: Annotated[str | None, typer.Option(help="Ask this instead of the bundle's three questions.")] = None,
-    as_json: AsJson = False,
+    structured: Structured = False,
+    deadline_ms: Annotated[float | None, typer.Option(min=0, help="End each frame's answers after so many ms.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Of a video or folder take each N-th picture.")] = 1,
+    overlay: Annotated[Path | None, typer.Option(metavar="DIR", help="Write pictures with the answers drawn on them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, each on a line.")] = False,
     public_key: PublicKey = None,
 ) -> None:
-    """Perception, reasoning and planning text for one frame."""
+    """Perception, reasoning and planning for one frame, or for each of many."""
     from drivekd.live import LiveTexts
     from drivekd.runtime.command import run_command
 
-    if as_json:
-        return typer.echo(json.dumps(run_command(bundle, images, question=question, public_key=public_key)))
-    with LiveTexts() as live:
-        result = run_command(bundle, images, question=question, on_texts=live.show, public_key=public_key)
-    for capability, answer in result["answers"].items():
-        typer.echo(f"{capability}: {answer['text']}")
-    if note := result.get("note"):
-        typer.echo(f"note: {note}", err=True)
+    options: dict[str, Any] = {"question": question, "structured": structured, "deadline_ms": deadline_ms, "every": every}
+    with LiveTexts(quiet=as_json) as live:
+        for frame in run_command(bundle, images, overlay=overlay, on_texts=live.show, public_key=public_key, **options):
+            typer.echo(json.dumps(frame.to_json()) if as_json else "\n".join(frame.lines()))
+    if frame.note and not as_json:
+        _talk(f"note: {frame.note}")
 
 
 @app.command()
-def bench(bundle: Path, as_json: AsJson = False, public_key: PublicKey = None) -> None:
-    """Milliseconds by stage on this machine: p50, p95, p99."""
+def bench(
+    bundle: Path,
+    structured: Structured = False,
+    changed: Annotated[int | None, typer.Option(min=0, help="Cameras that show something new each frame; default all.")] = None,
+    as_json: AsJson = False,
+    public_key: PublicKey = None,
+) -> None:
+    """Milliseconds by stage on this machine (p50, p95, p99), its clocks and watts, beside the paper's figures."""
     from drivekd.runtime import bench_bundle
-    from drivekd.runtime.command import bench_table
+    from drivekd.runtime.bench_tables import bench_tables
 
-    report = bench_bundle(bundle, public_key=public_key)
+    report = bench_bundle(bundle, structured=structured, changed=changed, public_key=public_key)
     if as_json:
         return typer.echo(json.dumps(report.to_json()))
-    _print_table(*bench_table(report))
+    for table in bench_tables(report):
+        _print_table(*table)
 
 
 @app.command()

@@ -8,9 +8,9 @@ import os
 import platform
 import shutil
 
-from drivekd.export.engine_device import this_device
 from drivekd.export.platforms import precisions, this_board
 from drivekd.run_directory import versions
+from drivekd.runtime.gpu import this_device
 
 NEWEST_TENSORRT = (11,)
 Finding = list[str]  # what, found, what to do

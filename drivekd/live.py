@@ -1,4 +1,4 @@
-"""Three texts that grow at once: redrawn in place on a terminal, printed once at the end elsewhere."""
+"""Three texts that grow at once: redrawn in place on a terminal, nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from rich.text import Text
 
 
 class LiveTexts:
-    """Within the block, `show` draws the texts by capability."""
+    """Within the block, `show` draws the texts by capability; none clears the place. quiet: draw nothing."""
 
-    def __init__(self) -> None:
-        self._console = Console()
-        self._live = Live(console=self._console, auto_refresh=False, transient=True) if self._console.is_terminal else None
+    def __init__(self, *, quiet: bool = False) -> None:
+        console = Console()
+        wanted = console.is_terminal and not quiet
+        self._live = Live(console=console, auto_refresh=False, transient=True) if wanted else None
 
     def __enter__(self) -> LiveTexts:
         if self._live is not None:

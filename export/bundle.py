@@ -11,18 +11,16 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from drivekd.errors import ExportError, UsageError
+from drivekd.errors import BundleError, DataError, ExportError, UsageError
 from drivekd.log import logger
 from drivekd.processor import Processor
 from drivekd.run_directory import whole_directory
 from drivekd.runtime.bundle import read_bundle
 from drivekd.runtime.check import check_bundle
 from drivekd.runtime.golden import GOLDEN_FILE, golden_images, record_golden
-from drivekd.runtime.manifest import (
-    EmbeddingSpec,
-    GraphSpec,
-)
+from drivekd.runtime.manifest import EmbeddingSpec, GraphSpec
 from drivekd.runtime.questions import fill_template
+from drivekd.runtime.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
 from drivekd.runtime.session import Session
 
 from .accuracy import AccuracyRow, accuracy_rows, check_records
@@ -37,6 +35,7 @@ from .matmuls import check_exclusions, matmul_names
 from .measure import decoder_rows, measure_parity
 from .parity import ParityRow, ParityTable, parity_table
 from .plan import ExportPlan
+from .prompt_set import PromptSet
 from .quantization import convert
 from .reference import take_reference
 from .sensitivity import SensitivityReport, sensitivity
@@ -84,6 +83,7 @@ def bundle_from_checkpoint(
     logger.info("reading %s", checkpoint)
     source = load_source(checkpoint, prompts)
     samples = _calibration_samples(source.processor, plan)
+    schemas = _schemas(source.prompts, plan.settings.schemas)
     if plan.settings.evaluation is not None:
         check_records(plan.settings.evaluation, source.prompts.cameras)
     with (
@@ -91,7 +91,7 @@ def bundle_from_checkpoint(
         _beside(staging) as exact,
     ):
         logger.info("asking the model, and writing its graphs in fp32: %s", ", ".join(plan.dialects))
-        exported = _export(source, exact, plan.dialects)
+        exported = _export(source, exact, plan.dialects, schemas)
         del source  # the model's memory is the sessions' now
         rows = _compared(exported, exact, "fp32")
         if not plan.is_exact and rows.passed:
@@ -117,6 +117,22 @@ def _calibration_samples(processor: Processor, plan: ExportPlan) -> list[CameraS
     return camera_samples(settings.calibration, processor, count=settings.calibration_samples)
 
 
+def _schemas(prompts: PromptSet, file: Path | None) -> bytes:
+    """schemas.json for the capabilities asked: of `file`, or drivekd's own. Raises DataError: no such file, no schemas."""
+    if file is None:
+        schemas = default_schemas(prompts.cameras)
+        return schemas_to_bytes({name: schema for name, schema in schemas.items() if name in prompts.prompts})
+    try:
+        schemas = schemas_from_bytes(file.read_bytes(), str(file))
+    except OSError as error:
+        raise DataError(f"{file}: schemas cannot be read ({error.strerror})") from error
+    except BundleError as error:
+        raise DataError(str(error)) from error
+    if unknown := [name for name in schemas if name not in prompts.prompts]:
+        raise DataError(f"{file}: {unknown[0]!r} is no capability of this checkpoint; it has: {', '.join(prompts.prompts)}")
+    return schemas_to_bytes(schemas)
+
+
 @contextmanager
 def _beside(staging: Path) -> Iterator[Path]:
     """A directory for the fp32 graphs, gone at the end; its name is one that whole_directory clears away after a kill."""
@@ -135,13 +151,14 @@ def _needed_bytes(source: Source, plan: ExportPlan) -> int:
     return int((weights + embedding) * HEADROOM * (1 if plan.is_exact else 2))
 
 
-def _export(source: Source, folder: Path, dialects: tuple[str, ...]) -> Exported:
-    """The graphs in fp32, and everything else that needs the model."""
+def _export(source: Source, folder: Path, dialects: tuple[str, ...], schemas: bytes) -> Exported:
+    """The graphs in fp32, and everything else that needs the model. schemas: the bytes of schemas.json."""
     questions = [fill_template(text, source.prompts.variables) for text in source.prompts.prompts.values()]
     images = list(golden_images(source.processor.images.tile_px).values())
     weight = source.model.get_input_embeddings().weight.detach().contiguous().numpy()
     (folder / EMBEDDING_FILE).write_bytes(safetensors.numpy.save({"weight": weight}))
     (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
+    (folder / SCHEMAS_FILE).write_bytes(schemas)
     return Exported(
         processor=source.processor,
         prompts=source.prompts,
@@ -167,7 +184,8 @@ def _convert(
     plans = {name: plan.vision if name == "vision" else plan.decoder for name in exported.graphs}
     check_exclusions(plan.settings.exclude, _quantizable(exported, exact))
     logger.info("converting to %s", plan.label)
-    calibrated = calibrate(samples, exported.embedding, exported.graphs, exact) if samples else Calibrated({}, {})
+    needed = plan.needs_calibration or plan.settings.sensitivity
+    calibrated = calibrate(samples, exported.embedding, exported.graphs, exact) if samples and needed else Calibrated({}, {})
     if plan.settings.sensitivity and on_sensitivity is not None:
         for name, feeds in calibrated.feeds.items():
             if plans[name].precision in ("int8", "int4"):
@@ -180,7 +198,8 @@ def _convert(
     spec = embedding_spec(plan.decoder.precision, exported.info.hidden_size, plan.decoder.block)
     table = quantize_embedding(exported.embedding, spec.precision, spec.block)
     (staging / EMBEDDING_FILE).write_bytes(safetensors.numpy.save(table))
-    shutil.copyfile(exact / "tokenizer.json", staging / "tokenizer.json")
+    for name in ("tokenizer.json", SCHEMAS_FILE):
+        shutil.copyfile(exact / name, staging / name)
     return dataclasses.replace(exported, graphs=graphs, embedding_spec=spec)
 
 

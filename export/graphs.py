@@ -30,7 +30,7 @@ from .graphs_qwen import QwenVision
 from .lowering_norm import norms_to_standard
 from .onnx_graph import finished, graph_from_module
 from .packing import pack_projections
-from .passes import Pass, run_passes
+from .passes import Pass, run_passes, squeeze_before_product
 from .shared_weights import write_models
 from .source import Source
 from .specs import decoder_spec, vision_spec
@@ -88,7 +88,7 @@ def vision_graph(model: PreTrainedModel, images: ImageForm, spec: GraphSpec) -> 
 def decoder_graphs(source: Source, dialects: Sequence[str]) -> dict[str, ir.Model]:
     """The language model in each dialect, from one export; weights are views of the model's, shared by the dialects."""
     graph = graph_from_module(DecoderGraph(source.model), decoder_spec(source.info, "concat"))
-    graph = run_passes(graph, [pack_projections])
+    graph = run_passes(graph, [pack_projections, squeeze_before_product])
     return {
         dialect: finished(run_passes(graph.clone(), [LOWERINGS[dialect]]), decoder_spec(source.info, dialect))
         for dialect in dialects

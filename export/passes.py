@@ -19,7 +19,7 @@ from onnx_ir.passes.common import (
 )
 from onnx_ir.tensor_adapters import TorchTensor
 
-from .rewriting import NewNodes, constant_name, initializer, nodes_of, weight_of
+from .rewriting import NewNodes, constant_name, initializer, nodes_of, replace, weight_of
 from .symbolic_ops import DOMAIN, MARK
 
 IR_VERSION = 10  # onnxruntime 1.23, the last for Python 3.10, reads no newer one
@@ -174,6 +174,21 @@ def fix_reshapes(model: ir.Model) -> tuple[ir.Model, bool]:
         if len(sizes) == len(parts) and sizes.count(-1) == parts.count(None) == 1 and 0 not in sizes:
             node.replace_input_with(1, NewNodes(node, "").integers(*sizes))
             changed = True
+    return model, changed
+
+
+def squeeze_before_product(model: ir.Model) -> tuple[ir.Model, bool]:
+    """Squeeze(MatMul(x, w)) -> MatMul(Squeeze(x), w): a copy of one hidden state, not of as many logits as there are words."""
+    changed = False
+    for node in nodes_of(model, "", "Squeeze"):
+        value = node.inputs[0]
+        product = value.producer() if value is not None else None
+        if value is None or product is None or product.op_type != "MatMul" or len(value.uses()) != 1:
+            continue
+        row = NewNodes(product, "last").one("Squeeze", [product.inputs[0], node.inputs[1]], "squeeze")
+        product.replace_input_with(0, row)
+        replace(node, [value])
+        changed = True
     return model, changed
 
 

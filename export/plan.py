@@ -37,6 +37,7 @@ class ExportSettings(Section):
     calibration: Path | None = Field(default=None, description="Records whose images and questions set int8's ranges.")
     calibration_samples: int = Field(default=8, ge=1, description="How many of them.")
     evaluation: Path | None = Field(default=None, description="Labelled records for the accuracy beside the checkpoint's.")
+    schemas: Path | None = Field(default=None, description="schemas.json of structured answers; drivekd's own without it.")
     sensitivity: bool = Field(default=False, description="Say which layers lose most, and what to exclude.")
 
 

@@ -30,11 +30,11 @@ from drivekd.runtime.engine_record import (
     engine_platform,
     read_engines,
 )
+from drivekd.runtime.gpu import this_device
 from drivekd.runtime.manifest import ENGINES_DIR, FileEntry
 
 from .engine_builder import TENSORRT, TENSORRT_RTX, BuildSettings, BuiltEngine, ahead_capability, build_engine, load_api
 from .engine_commands import engine_commands
-from .engine_device import this_device
 from .engine_plan import WORKSPACE_BYTES, EngineSource, engine_sources, free_memory, memory_line
 from .engine_profiles import Limits
 

@@ -5,13 +5,23 @@ B rows, T new columns, P past columns, D hidden size, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .deadline import Deadline
-from .decoder import Cache, Embeds, Logits, Positions, behind, cache_dtype, graph_positions, text_positions
+from .decoder import (
+    Cache,
+    Embeds,
+    Logits,
+    Positions,
+    behind,
+    cache_dtype,
+    check_reservation,
+    graph_positions,
+    text_positions,
+)
 from .embedding import EmbeddingTable
 from .kv_cache import KvCache, cache_from_outputs, empty_cache
 from .manifest import GraphSpec, ModelInfo
@@ -26,19 +36,33 @@ class ConcatDecoder:
         self._embedding = embedding
         self._model = model
         self._dtype = cache_dtype(spec)
+        self.engine_calls = 0
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._embedding.rows(ids)
 
+    def reserve(self, rows: int, capacity: int) -> None:
+        check_reservation(rows, capacity, self._model.max_positions)  # tensors grow by themselves
+
     def empty_cache(self, batch: int = 1, *, room: int = 0) -> KvCache:
         return empty_cache(self._model, batch, self._dtype)
+
+    def prefix_cache(self, *, room: int = 0) -> KvCache:
+        return self.empty_cache()
 
     def forward(self, embeds: Embeds, cache: Cache, positions: Positions | None = None) -> tuple[Logits, KvCache]:
         return self._forward(embeds, cache, np.ones(embeds.shape[:2], np.int64), positions)
 
-    def read(self, sequences: Sequence[Sequence[int]], cache: Cache, deadline: Deadline | None = None) -> tuple[Logits, KvCache]:
+    def read(
+        self,
+        sequences: Sequence[Sequence[int]],
+        cache: Cache,
+        deadline: Deadline | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[Logits, KvCache]:
+        """One engine call, before which the caller has asked the deadline."""
         ids, mask = left_padded(sequences)
-        return self._forward(self.embed(ids), cache, mask, None)  # one engine call: the caller has asked the deadline
+        return self._forward(self.embed(ids), cache, mask, None)
 
     def step(self, tokens: Sequence[int], cache: Cache) -> tuple[Logits, KvCache]:
         return self.forward(self.embed(np.asarray(tokens, np.int64)[:, None]), cache)
@@ -53,6 +77,7 @@ class ConcatDecoder:
         total = np.concatenate([cache.mask, mask], axis=1)  # [B, P + T]
         position_ids = graph_positions(positions, self._model.rotary_axes)
         feeds = {"inputs_embeds": embeds, "attention_mask": total, "position_ids": position_ids, **cache.feeds()}
+        self.engine_calls += 1
         outputs = self._runner.infer(feeds)
         return outputs["logits"].numpy(), cache_from_outputs(outputs, total, behind(cache, positions))
 

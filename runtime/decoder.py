@@ -8,7 +8,7 @@ B rows, T new columns, D hidden size, V vocabulary, A rotary axes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,11 +24,11 @@ Embeds: TypeAlias = NDArray[np.float32]  # [B, T, D]
 Positions: TypeAlias = NDArray[np.int64]  # [A, B, T], or [1, B, T] where all axes are alike
 
 # In-place buffers are host memory, so the dialect that needs them stays there.
-RUNNABLE = {"ort-cpu": DIALECTS, "ort-cuda": ("concat",)}
+RUNNABLE = {"ort-cpu": DIALECTS, "ort-cuda": ("concat",), "trt": ("concat",)}
 
 
 class DeadlineExpiredError(Exception):
-    """The deadline passed between two engine calls of one read; the session answers it, nobody else sees it."""
+    """The deadline passed, or the caller cancelled, between two engine calls of one read; the session answers it."""
 
 
 class Cache(Protocol):
@@ -50,12 +50,20 @@ class Cache(Protocol):
     def select(self, rows: Sequence[int], *, room: int = 0) -> Cache:
         """A copy with these rows, in this order; a row may appear several times (a shared prefix that branches).
 
-        room: tokens that each row will read at least; more may follow, at the price of another copy.
+        room: tokens that each row will read at least; more may follow, at the price of another copy. A prefix in reserved memory
+        lends reserved rows while they are free: those hold as much as was reserved, and no more.
         """
         ...
 
     def compact(self, rows: Sequence[int]) -> Cache:
         """Only these rows, ascending, go on. Unlike `select` it may take the memory of this cache, which is spent by it."""
+        ...
+
+    def truncated(self, num_tokens: int, next_position: int, *, room: int = 0) -> Cache:
+        """The first tokens of a one-row prefix go on. next_position: of text behind them. room: tokens that will be read.
+
+        Takes the memory of this cache, which is spent by it: a use of it later may raise RunnerError.
+        """
         ...
 
     def kv(self, row: int) -> tuple[NDArray[Any], ...]:
@@ -64,25 +72,50 @@ class Cache(Protocol):
 
 
 class Decoder(Protocol):
-    """The language model in one dialect."""
+    """The language model in one dialect. engine_calls: all so far."""
+
+    engine_calls: int
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Ids of any shape [...] -> embeddings [..., D]."""
         ...
 
-    def empty_cache(self, batch: int = 1, *, room: int = 0) -> Cache: ...
+    def reserve(self, rows: int, capacity: int) -> None:
+        """Take the K/V memory of a whole session at once: a prefix and `rows` branches, each of up to `capacity` tokens.
+
+        Nothing happens when as much is reserved already; more is new memory. A dialect whose tensors grow by themselves reserves
+        nothing. Raises UsageError (more than the model can read), RunnerError (no memory).
+        """
+        ...
+
+    def empty_cache(self, batch: int = 1, *, room: int = 0) -> Cache:
+        """A cache of nothing, in memory of its own with room for so many tokens a row."""
+        ...
+
+    def prefix_cache(self, *, room: int = 0) -> Cache:
+        """An empty one-row cache in the session's own memory; what was read into that memory before is spent.
+
+        room: tokens that will be read. Raises RunnerError (no memory).
+        """
+        ...
 
     def forward(self, embeds: Embeds, cache: Cache, positions: Positions | None = None) -> tuple[Logits, Cache]:
         """Read the same number of columns in every row, behind `cache`. positions: None = text that goes on.
 
-        Returns logits [B, V] and the longer cache. Raises RunnerError when the engine fails.
+        Returns logits [B, V] and the longer cache. Raises RunnerError when the engine fails, or reserved memory is full.
         """
         ...
 
-    def read(self, sequences: Sequence[Sequence[int]], cache: Cache, deadline: Deadline | None = None) -> tuple[Logits, Cache]:
+    def read(
+        self,
+        sequences: Sequence[Sequence[int]],
+        cache: Cache,
+        deadline: Deadline | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> tuple[Logits, Cache]:
         """Read one id sequence per row, of any lengths > 0.
 
-        Raises DeadlineExpiredError where a further engine call would come too late, RunnerError.
+        Raises DeadlineExpiredError where a further engine call would come too late or is not wanted, RunnerError.
         """
         ...
 
@@ -133,3 +166,12 @@ def graph_positions(positions: Positions, rotary_axes: int) -> NDArray[np.int64]
     if rotary_axes == 1:
         return np.asarray(positions[0])
     return np.broadcast_to(positions, (rotary_axes, *positions.shape[1:]))
+
+
+def check_reservation(rows: int, capacity: int, max_positions: int) -> None:
+    """Raises UsageError when no session could want this much K/V memory."""
+    if rows < 1 or not 1 <= capacity <= max_positions:
+        raise UsageError(
+            f"K/V memory for {rows} branches of {capacity} tokens; expected 1 branch or more, and 1 to {max_positions} tokens, "
+            "which is what the model can read. Use fewer cameras, shorter questions or fewer new tokens."
+        )

@@ -87,6 +87,10 @@ class EngineRecord:
         found = {engine_file(name): entry.file for name, entry in self.engines.items()}
         return found if self.timing_cache is None else {**found, TIMING_CACHE_FILE: self.timing_cache}
 
+    def files_of(self, graph: str) -> dict[str, FileEntry]:
+        """The engines that were built from one graph."""
+        return {engine_file(name): entry.file for name, entry in self.engines.items() if entry.graph == graph}
+
 
 @dataclass(frozen=True)
 class VerifiedEngines:
@@ -110,21 +114,27 @@ def list_targets(bundle: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if TARGET.fullmatch(path.name)) if folder.is_dir() else []
 
 
-def verify_engine(bundle: Bundle, target: str, *, here: EnginePlatform | None = None) -> VerifiedEngines:
+def verify_engine(
+    bundle: Bundle, target: str, *, here: EnginePlatform | None = None, graph: str | None = None
+) -> VerifiedEngines:
     """Read engines/<target>/ and verify every byte; nothing is deserialised.
 
-    here: the platform that will run it; None verifies the files alone, for those who only look.
+    here: the platform that will run it; None verifies the files alone, for those who only look. graph: the one whose engine alone
+    is wanted; None = all files.
     Raises BundleError naming what is missing, changed, of another bundle, or of another device or TensorRT version.
     """
-    found = read_engines(bundle.path, target)
+    found = read_engines(bundle.path, target, graph=graph)
     _check_origin(found.record, bundle, target)
     if here is not None:
         _check_platform(found.record.platform, here, bundle.path, target)
     return found
 
 
-def read_engines(bundle: Path, target: str) -> VerifiedEngines:
-    """Read engines/<target>/ against its own record, whatever bundle it was built from. Raises BundleError."""
+def read_engines(bundle: Path, target: str, *, graph: str | None = None) -> VerifiedEngines:
+    """Read engines/<target>/ (or of one graph alone) against its own record, whatever bundle it was built from.
+
+    Raises BundleError.
+    """
     if not TARGET.fullmatch(target):
         raise BundleError(f"{target!r} is no engine target; expected a name like sm87 or rtx-sm86")
     source = bundle / ENGINES_DIR / target
@@ -132,7 +142,8 @@ def read_engines(bundle: Path, target: str) -> VerifiedEngines:
     try:
         record = _read_record(directory, source)
         _check_listing(directory, record, source)
-        files = {name: _read_entry(directory, name, entry, source) for name, entry in record.files().items()}
+        wanted = record.files() if graph is None else record.files_of(graph)
+        files = {name: _read_entry(directory, name, entry, source) for name, entry in wanted.items()}
     finally:
         os.close(directory)
     return VerifiedEngines(record, files)

@@ -41,14 +41,11 @@ def _ort_value(tensor: ExternalTensor, data: bytes, where: str) -> onnxruntime.O
 
 
 def _one_byte_a_value(tensor: ExternalTensor, data: bytes) -> Array:
-    """Memory that begins with the packed values, in the shape of the unpacked ones.
+    """The packed values, in the shape of the unpacked ones.
 
-    onnxruntime takes a value's shape from the array and reads two values a byte, thus the first half of it. Where the file goes
-    on for long enough, that is the file itself, so that half a gigabyte of weights is not copied.
+    onnxruntime takes a value's shape from the array and reads two values a byte, thus the first half of what the array claims to
+    have. Nothing is copied: the array may end behind the file's bytes, where nobody reads.
     """
-    count = int(np.prod(tensor.dims))
-    if tensor.offset + count <= len(data):
-        return np.frombuffer(data, np.uint8, count, tensor.offset).reshape(tensor.dims)
-    array = np.zeros(count, np.uint8)
-    array[: tensor.nbytes] = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
-    return array.reshape(tensor.dims)
+    packed = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
+    strides = [int(np.prod(tensor.dims[axis + 1 :])) for axis in range(len(tensor.dims))]
+    return np.lib.stride_tricks.as_strided(packed, tensor.dims, strides, writeable=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ from drivekd.errors import BundleError
 from drivekd.images import RGBImage, resize
 
 from .deadline import Deadline
+from .decoder import Cache, Logits
+from .prefix import camera_tiles
 from .sampling import greedy, top2_margin
-from .session import Session
 from .triad import branch
+
+if TYPE_CHECKING:
+    from .session import Session
 
 GOLDEN_FILE = "golden.npz"
 NUM_IMAGES = 2
@@ -64,10 +68,7 @@ def record_golden(session: Session) -> bytes:
     tiles = golden_images(session.manifest.images.tile_px)
     images = _for_session(session, list(tiles.values()))
     questions = session.questions()
-    prefix = session.prefix.read(list(images.values()), Deadline())
-    assert prefix is not None
-    suffixes = [session.prompts.suffix(text) for text in questions.values()]
-    logits, cache = branch(session.decoder, prefix, suffixes, room=NUM_TOKENS)
+    logits, cache = _read(session, images, questions, NUM_TOKENS)
     tokens, margins = [], []  # n times [B]
     for _ in range(NUM_TOKENS):
         tokens.append(greedy(logits)[0])
@@ -91,14 +92,34 @@ def replay_golden(session: Session, data: bytes, source: str) -> Replay:
         if not np.array_equal(golden[f"prompt_ids.{name}"], _prompt_ids(session, len(golden["images"]), text)):
             raise BundleError(f"{source}: this machine's tokenizers library gives other ids for the {name} prompt; update it")
     images = _for_session(session, list(golden["images"]))
-    logits = session.forced_logits(images, list(questions.values()), golden["tokens"])  # [n, B, V]
-    clear = golden["margins"] > TIE_MARGIN  # [n, B]
-    agreeing = (logits.argmax(axis=-1) == golden["tokens"]) & np.isfinite(logits).all(axis=-1)
+    agreeing = _agreeing(session, images, questions, golden["tokens"])  # [n, B]
+    clear = golden["margins"] > TIE_MARGIN
     return Replay(
         vision_cosine=_worst_cosine(golden["image_embeds"], session.image_embeds(images)),
         tokens_compared=int(clear.sum()),
         tokens_agreeing=int((agreeing & clear).sum()),
     )
+
+
+def _agreeing(
+    session: Session, images: dict[str, RGBImage], questions: dict[str, str], tokens: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which of the tokens [n, B] this session would have chosen, when each step is fed the recorded one."""
+    logits, cache = _read(session, images, questions, len(tokens))
+    found = []
+    for step, chosen in enumerate(tokens):
+        if step:
+            logits, cache = session.decoder.step(tokens[step - 1].tolist(), cache)
+        found.append((logits.argmax(axis=-1) == chosen) & np.isfinite(logits).all(axis=-1))
+    return np.stack(found)
+
+
+def _read(session: Session, images: dict[str, RGBImage], questions: dict[str, str], room: int) -> tuple[Logits, Cache]:
+    """Logits [B, V] behind each question about these images, computed now and not remembered."""
+    session.prefix.forget()
+    prefix = session.prefix.read(camera_tiles(images, session.cameras, session.manifest.images), Deadline())
+    assert prefix is not None
+    return branch(session.decoder, prefix, [session.prompts.suffix(text) for text in questions.values()], room=room)
 
 
 def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:

@@ -8,7 +8,9 @@ B rows, T new columns, D hidden size, V vocabulary, A rotary axes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -16,12 +18,27 @@ from numpy.typing import NDArray
 
 from .arena import Arena, ArenaCache, new_arena
 from .deadline import Deadline
-from .decoder import Cache, DeadlineExpiredError, Embeds, Logits, Positions, behind, cache_dtype, text_positions
+from .decoder import (
+    Cache,
+    DeadlineExpiredError,
+    Embeds,
+    Logits,
+    Positions,
+    behind,
+    cache_dtype,
+    check_reservation,
+    text_positions,
+)
 from .embedding import EmbeddingTable
 from .kv_cache import past_names, present_names
+from .logits_memory import LogitsMemory
 from .manifest import GraphSpec, ModelInfo
 from .ort import OrtRunner
+from .reserve import Reserve
 from .runner import Array
+
+KEPT_LENGTH = 8  # calls of so few columns stay bound (binding takes .4 ms): steps, and runs of tokens that a grammar forces
+COLUMNS = 128  # capacity comes in such steps, so that a question that is one token longer needs no new memory
 
 
 class GqaDecoder:
@@ -31,16 +48,24 @@ class GqaDecoder:
         self._runner = runner
         self._embedding = embedding
         self._model = model
-        self._dtype = cache_dtype(spec)
-        self._steps: WeakKeyDictionary[Arena, _ArenaCall] = WeakKeyDictionary()  # bound once an arena, freed with it
+        self._new_arena = partial(_new_arena, model, cache_dtype(spec))
+        self._reserve = Reserve(self._new_arena)
+        self._logits = LogitsMemory(model.vocab_size)
+        self.engine_calls = 0
+        self._calls: WeakKeyDictionary[Arena, dict[int, _ArenaCall]] = WeakKeyDictionary()  # by length; freed with the arena
 
     def embed(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         return self._embedding.rows(ids)
 
+    def reserve(self, rows: int, capacity: int) -> None:
+        check_reservation(rows, capacity, self._model.max_positions)
+        self._reserve.hold(rows, min(-(-capacity // COLUMNS) * COLUMNS, self._model.max_positions))
+
     def empty_cache(self, batch: int = 1, *, room: int = 0) -> ArenaCache:
-        model = self._model
-        arena = new_arena(2 * model.num_layers, (batch, model.num_kv_heads, room, model.head_dim), self._dtype)
-        return ArenaCache(arena, np.zeros(batch, np.int64), np.zeros(batch, np.int64))
+        return ArenaCache(self._new_arena(batch, room), np.zeros(batch, np.int64), np.zeros(batch, np.int64))
+
+    def prefix_cache(self, *, room: int = 0) -> ArenaCache:
+        return self._reserve.empty_prefix(room)
 
     def forward(self, embeds: Embeds, cache: Cache, positions: Positions | None = None) -> tuple[Logits, ArenaCache]:
         assert isinstance(cache, ArenaCache)
@@ -48,80 +73,96 @@ class GqaDecoder:
         if positions is None:
             positions = text_positions(cache.next_positions, np.ones((batch, length), np.int64))
         cache = cache.writable(length)
+        logits, memory = self._logits.lend(batch)
         if batch == 1 or length == 1:
-            return self._call(embeds, cache, positions)
-        parts = [self._call(embeds[row : row + 1], _row(cache, row), positions[:, row : row + 1]) for row in range(batch)]
-        return _joined(cache.arena, parts)
+            return logits, self._call(embeds, cache, positions, memory)
+        places = [slice(row, row + 1) for row in range(batch)]
+        rows = [self._call(embeds[place], cache.row(row), positions[:, place], memory[place]) for row, place in enumerate(places)]
+        return logits, cache.joined(rows)
 
     def read(
-        self, sequences: Sequence[Sequence[int]], cache: Cache, deadline: Deadline | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        cache: Cache,
+        deadline: Deadline | None = None,
+        cancelled: Callable[[], bool] | None = None,
     ) -> tuple[Logits, ArenaCache]:
+        """Where several rows read one token only, all rows read their first token in one call, the longer ones the rest alone."""
         assert isinstance(cache, ArenaCache) and all(sequences), "every row reads at least one token"
         cache = cache.writable(max(map(len, sequences)))
-        parts = []
+        logits, memory = self._logits.lend(len(sequences))
+        together = int([len(sequence) for sequence in sequences].count(1) > 1)  # columns that all rows read in one call
+        if together:
+            cache = self._text([sequence[:1] for sequence in sequences], cache, memory)
+        rows = [cache.row(row) for row in range(len(sequences))]
         for row, sequence in enumerate(sequences):
-            if row and deadline is not None and deadline.expired():
+            if len(sequence) == together:
+                continue
+            if (row or together) and _stopped(deadline, cancelled):
                 raise DeadlineExpiredError
-            parts.append(self.forward(self.embed(np.asarray([sequence], np.int64)), _row(cache, row)))
-        return _joined(cache.arena, parts)
+            rows[row] = self._text([sequence[together:]], rows[row], memory[row : row + 1])
+        return logits, cache.joined(rows)
 
     def step(self, tokens: Sequence[int], cache: Cache) -> tuple[Logits, ArenaCache]:
         return self.forward(self.embed(np.asarray(tokens, np.int64)[:, None]), cache)
 
-    def _call(self, embeds: Embeds, cache: ArenaCache, positions: Positions) -> tuple[Logits, ArenaCache]:
-        length = embeds.shape[1]
-        logits = self._bound(cache.arena, length)(embeds, cache.num_tokens + length, positions)
-        return logits, cache.advanced(length, behind(cache, positions))
+    def _text(self, ids: Sequence[Sequence[int]], cache: ArenaCache, logits: Logits) -> ArenaCache:
+        """Ids [B, T] behind the cache in one call."""
+        embeds = self.embed(np.asarray(ids, np.int64))
+        return self._call(embeds, cache, text_positions(cache.next_positions, np.ones(embeds.shape[:2], np.int64)), logits)
 
-    def _bound(self, arena: Arena, length: int) -> _ArenaCall:
-        if length > 1:  # a question's length does not come again
-            return _ArenaCall(self._runner, self._model, arena, length)
-        if (found := self._steps.get(arena)) is None:
-            found = self._steps[arena] = _ArenaCall(self._runner, self._model, arena, length)
-        return found
+    def _call(self, embeds: Embeds, cache: ArenaCache, positions: Positions, logits: Logits) -> ArenaCache:
+        """One engine call; logits [B, V] are written."""
+        self.engine_calls += 1
+        length = embeds.shape[1]
+        self._bound(cache.arena, embeds, positions)(cache.num_tokens + length, logits)
+        return cache.advanced(length, behind(cache, positions))
+
+    def _bound(self, arena: Arena, embeds: Embeds, positions: Positions) -> _ArenaCall:
+        """A call that reads embeds and positions."""
+        batch, length, _ = embeds.shape
+        axes = self._model.rotary_axes
+        if length > KEPT_LENGTH:  # such a length does not come again soon, and its input is worth no copy
+            whole = np.ascontiguousarray(np.broadcast_to(positions, (axes, batch, length)))
+            return _ArenaCall(self._runner, self._model, arena, np.ascontiguousarray(embeds), whole)
+        calls = self._calls.setdefault(arena, {})
+        if length not in calls:
+            memory = np.empty((axes, batch, length), np.int64)
+            calls[length] = _ArenaCall(self._runner, self._model, arena, np.empty(embeds.shape, np.float32), memory)
+        calls[length].embeds[:] = embeds
+        calls[length].positions[:] = positions
+        return calls[length]
 
 
 class _ArenaCall:
     """The graph bound to an arena and to input memory of one shape: a call writes a few numbers and runs."""
 
-    def __init__(self, runner: OrtRunner, model: ModelInfo, arena: Arena, length: int) -> None:
-        batch = arena.batch
-        self._axes, self._vocab_size = model.rotary_axes, model.vocab_size
-        self._embeds = np.empty((batch, length, model.hidden_size), np.float32)
-        self._seqlens = np.empty(batch, np.int32)  # of each row after the call, minus 1: the operator's convention
+    def __init__(self, runner: OrtRunner, model: ModelInfo, arena: Arena, embeds: Embeds, positions: Positions) -> None:
+        """embeds [B, T, D], positions [A, B, T]: memory that a run reads."""
+        self.embeds, self.positions = embeds, positions
+        self._seqlens = np.empty(arena.batch, np.int32)  # of each row after the call, minus 1: the operator's convention
         self._total = np.empty(1, np.int32)
-        self._positions = np.empty((model.rotary_axes, batch, length), np.int64)
         inputs: dict[str, Array] = {
-            "inputs_embeds": self._embeds,
+            "inputs_embeds": embeds,
             "seqlens_k": self._seqlens,
             "total_sequence_length": self._total,
             **dict(zip(past_names(model.num_layers), arena.tensors, strict=True)),
         }
         if model.rotary_axes > 1:  # with one axis the operator counts by itself
-            inputs["position_ids"] = self._positions
+            inputs["position_ids"] = positions
         self._graph = runner.bind(inputs, dict(zip(present_names(model.num_layers), arena.tensors, strict=True)))
 
-    def __call__(self, embeds: Embeds, num_tokens: NDArray[np.int64], positions: Positions) -> Logits:
-        """num_tokens: of each row after the call, [B]. Returns logits [B, V] in memory of their own."""
-        self._embeds[:] = embeds
+    def __call__(self, num_tokens: NDArray[np.int64], logits: Logits) -> None:
+        """num_tokens: of each row after the call, [B]. logits [B, V] are written."""
         self._seqlens[:] = num_tokens - 1
         self._total[0] = num_tokens.max()
-        if self._axes > 1:
-            self._positions[:] = positions
-        logits = np.empty((len(num_tokens), self._vocab_size), np.float32)
         self._graph.bind_output("logits", logits)
         self._graph.run()
-        return logits
 
 
-def _row(cache: ArenaCache, row: int) -> ArenaCache:
-    """One row, in the same memory."""
-    place = slice(row, row + 1)
-    return ArenaCache(cache.arena.rows(row, row + 1), cache.num_tokens[place], cache.next_positions[place])
+def _stopped(deadline: Deadline | None, cancelled: Callable[[], bool] | None) -> bool:
+    return (deadline is not None and deadline.expired()) or (cancelled is not None and cancelled())
 
 
-def _joined(arena: Arena, parts: Sequence[tuple[Logits, ArenaCache]]) -> tuple[Logits, ArenaCache]:
-    """Rows that were read one by one."""
-    logits = np.concatenate([logits for logits, _ in parts])
-    num_tokens = np.concatenate([cache.num_tokens for _, cache in parts])
-    return logits, ArenaCache(arena, num_tokens, np.concatenate([cache.next_positions for _, cache in parts]))
+def _new_arena(model: ModelInfo, dtype: np.dtype[Any], rows: int, capacity: int, reserved: bool = False) -> Arena:
+    return new_arena(2 * model.num_layers, (rows, model.num_kv_heads, capacity, model.head_dim), dtype, reserved=reserved)

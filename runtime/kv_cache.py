@@ -52,10 +52,18 @@ class KvCache:
         return dict(zip(past_names(len(self.tensors) // 2), self.tensors, strict=True))
 
     def select(self, rows: Sequence[int], *, room: int = 0) -> KvCache:
-        return KvCache(tuple(_host(tensor)[rows] for tensor in self.tensors), self.mask[rows], self.next_positions[rows])
+        return KvCache(tuple(_rows(tensor, rows) for tensor in self.tensors), self.mask[rows], self.next_positions[rows])
 
     def compact(self, rows: Sequence[int]) -> KvCache:
         return self.select(rows)
+
+    def truncated(self, num_tokens: int, next_position: int, *, room: int = 0) -> KvCache:
+        assert self.batch == 1 and self.mask.all(), "a prefix is one row without padding"
+        assert num_tokens <= self.mask.shape[1], "a prefix is not made longer"
+        if num_tokens == self.mask.shape[1]:
+            return self
+        tensors = tuple(np.ascontiguousarray(_host(tensor)[:, :, :num_tokens]) for tensor in self.tensors)
+        return KvCache(tensors, self.mask[:, :num_tokens], np.asarray([next_position]))
 
     def kv(self, row: int) -> tuple[Array, ...]:
         real = self.mask[row] == 1
@@ -78,3 +86,8 @@ def cache_from_outputs(
 
 def _host(tensor: Feed) -> Array:
     return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+
+
+def _rows(tensor: Feed, rows: Sequence[int]) -> Feed:
+    """A copy of some rows, where the tensor lies."""
+    return tensor[list(rows)] if isinstance(tensor, np.ndarray) else tensor.select(rows)

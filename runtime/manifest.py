@@ -10,6 +10,8 @@ bundle/
   decoder.data           weights of the decoders; those that agree are stored once
   embedding.safetensors  [V, D] as EmbeddingSpec says, gathered on the host
   tokenizer.json
+  schemas.json           of structured answers, by capability; drivekd's own where there is none
+  calibration.json       of confidences, by capability, where there is one
   golden.npz             inputs and this bundle's own ORT-CPU outputs at export
   layers.npz             what the model's layers put out, for `check --bisect`
   bundle.sig             a signature, when there is one; outside the digest

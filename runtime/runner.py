@@ -6,7 +6,7 @@ put them (K/V never visits the host on its way to the next step); `.numpy()` bri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, TypeAlias
 
@@ -21,6 +21,10 @@ class DeviceTensor(Protocol):
     def numpy(self) -> Array: ...
 
     def shape(self) -> Any: ...
+
+    def select(self, rows: Sequence[int]) -> DeviceTensor:
+        """A copy with these rows in this order; on the device where the engine can."""
+        ...
 
 
 Feed: TypeAlias = Array | DeviceTensor

@@ -1,28 +1,133 @@
-"""Which token comes next."""
+"""Which token comes next.
+
+B rows (one per branch), V vocabulary
+"""
 
 from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.errors import RunnerError
+from drivekd.errors import RunnerError, UsageError
+
+Tokens: TypeAlias = NDArray[np.int64]  # [B]
+Logprobs: TypeAlias = NDArray[np.float64]  # [B], natural
 
 
-def greedy(logits: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Logits [B, V] -> the likeliest token [B] and its natural-log probability [B].
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature: 0 = always the likeliest. top_p: from the smallest set that holds this probability.
 
-    Raises RunnerError when a logit is not finite: argmax over NaN would speak, with confidence, about nothing.
+    seed: the same seed gives the same answer to the same frame. Raises UsageError: out of range.
     """
-    if not np.isfinite(logits).all():
-        raise RunnerError("the decoder gave logits that are not finite; the engine or its weights are broken: drivekd check")
-    tokens = logits.argmax(axis=1)  # [B]
-    top = np.take_along_axis(logits, tokens[:, None], axis=1)  # [B, 1]
-    # exp in float32: three rows of 151,674 logits take .6 ms, 3.3 in float64, which every step would pay
-    shares = np.exp(logits - top)  # [B, V], the likeliest 1
-    return tokens, -np.log(shares.sum(axis=1, dtype=np.float64))
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(f"temperature is {self.temperature}; expected 0 (the likeliest token) to 100")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; expected above 0 and at most 1")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; expected 0 or more")
+
+
+GREEDY = Sampling()
+
+
+class Mask(Protocol):
+    """What a grammar allows."""
+
+    def mask(self, logits: NDArray[np.float32]) -> None:
+        """Set the logits [V] of tokens that must not come next to -inf."""
+        ...
+
+
+class Sampler:
+    """Chooses tokens for the branches of one frame.
+
+    streams: the branches' names, in order. Each has random numbers of its own, so that an answer does not depend on which others
+    are asked with it.
+    """
+
+    def __init__(self, sampling: Sampling = GREEDY, streams: Sequence[str] = ()) -> None:
+        self._sampling = sampling
+        self._streams = [np.random.default_rng([sampling.seed, zlib.crc32(name.encode())]) for name in streams]
+
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        *,
+        branches: Sequence[int] | None = None,
+        masks: Sequence[Mask | None] | None = None,
+    ) -> tuple[Tokens, Logprobs]:
+        """Logits [B, V] -> tokens [B] and the log-probabilities [B] that the model itself gave them, before mask and temperature.
+
+        branches: of each row, None = all in order. masks: of each row; where there is one, the row of `logits` is written over.
+        Raises RunnerError when a logit is not finite: argmax over NaN would speak, with confidence, about nothing.
+        """
+        top, log_sum = _normalizers(logits)
+        for row, mask in zip(logits, masks or (), strict=masks is not None):
+            if mask is not None:
+                mask.mask(row)
+        tokens = logits.argmax(axis=1)  # [B]
+        if np.isneginf(_at(logits, tokens)).any():
+            raise RunnerError("the grammar allows no token here; the bundle's schema and its tokenizer do not fit")
+        if self._sampling.temperature > 0:
+            tokens = self._drawn(logits, range(len(logits)) if branches is None else branches)
+        return tokens, _at(logits, tokens) - top - log_sum
+
+    def _drawn(self, logits: NDArray[np.float32], branches: Sequence[int]) -> Tokens:
+        settings = self._sampling
+        rows = zip(logits, branches, strict=True)
+        return np.asarray(
+            [_draw(row, settings.temperature, settings.top_p, self._streams[branch].random()) for row, branch in rows], np.int64
+        )
+
+
+def greedy(logits: NDArray[np.float32]) -> tuple[Tokens, Logprobs]:
+    """Logits [B, V] -> the likeliest token [B] and its natural-log probability [B]. Raises RunnerError: a logit is not finite."""
+    return Sampler().choose(logits)
 
 
 def top2_margin(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits [..., V] -> distance of the two largest [...]: below the engines' rounding the argmax is a coin toss."""
     largest = np.partition(logits, -2, axis=-1)[..., -2:]
     return np.asarray(largest[..., 1] - largest[..., 0], np.float32)
+
+
+def _normalizers(logits: NDArray[np.float32]) -> tuple[Logprobs, Logprobs]:
+    """Largest logit [B], and the logarithm [B] of the sum of exp(logit - largest)."""
+    top = logits.max(axis=1)  # [B]; NaN wherever there is one
+    if not (np.isfinite(top).all() and np.isfinite(logits.min(axis=1)).all()):
+        raise RunnerError("the decoder gave logits that are not finite; the engine or its weights are broken: drivekd check")
+    # exp in float32: three rows of 151,674 logits take .6 ms, 3.3 in float64, which every step would pay
+    shares = logits - top[:, None]  # [B, V]
+    np.exp(shares, out=shares)
+    return top.astype(np.float64), np.log(shares.sum(axis=1, dtype=np.float64))
+
+
+def _at(logits: NDArray[np.float32], tokens: Tokens) -> Logprobs:
+    """Each row's logit of its token, [B]."""
+    return np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0].astype(np.float64)
+
+
+def _draw(logits: NDArray[np.float32], temperature: float, top_p: float, uniform: float) -> int:
+    """One token of logits [V], the `uniform` (0 to 1) part of the way through the nucleus (arXiv 1904.09751, section 3.1)."""
+    shares = np.exp((logits.astype(np.float64) - logits.max()) / temperature)  # [V]
+    shares /= shares.sum()
+    # Tokens below (1 - top_p) / V hold less than 1 - top_p together: the nucleus lies above, and V need not be sorted.
+    order = np.flatnonzero(shares > (1 - top_p) / len(shares))
+    if top_p < 1:
+        order = order[np.argsort(-shares[order], kind="stable")]
+    mass = shares[order].cumsum()
+    if top_p < 1:
+        mass = mass[: np.searchsorted(mass, top_p) + 1]
+    return int(order[np.searchsorted(mass, uniform * mass[-1], side="right")])

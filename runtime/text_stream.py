@@ -13,13 +13,17 @@ class TextStream:
     def __init__(self, decode: Callable[[Sequence[int]], str], emit: Callable[[str], None]) -> None:
         self._decode = decode
         self._emit = emit
-        self._sent = ""
+        # Tokens of the last two pieces: what a token says may depend on the one before, never on all (a step must not cost more
+        # the longer its answer is).
+        self._start = self._sent = 0
 
     def update(self, tokens: Sequence[int], *, final: bool) -> None:
         """Emit what `tokens` (all so far) add. An incomplete character waits for the next token, or for `final`."""
-        text = self._decode(tokens)
+        if len(tokens) == self._sent:
+            return
+        text = self._decode(tokens[self._start :])
         if text.endswith(REPLACEMENT) and not final:
             return
-        if len(text) > len(self._sent):
-            self._emit(text[len(self._sent) :])
-            self._sent = text
+        if piece := text[len(self._decode(tokens[self._start : self._sent])) :]:
+            self._emit(piece)
+            self._start, self._sent = self._sent, len(tokens)

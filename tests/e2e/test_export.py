@@ -54,6 +54,7 @@ def test_int4_prints_parity_of_both_precisions(folder: Path, exported: subproces
         "decoder.concat": "int4",
     }
     assert manifest.embedding.precision == "int4"
+    assert list(json.loads((folder / "bundle" / "schemas.json").read_bytes())) == list(manifest.prompts)
 
 
 def test_check_shows_graphs_and_passes_its_gate(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
@@ -121,6 +122,8 @@ def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subproce
         (("student", "--out", "x", "--precision", "int8"), 2, "calibration=RECORDS.json"),
         (("student", "--out", "x", "--precision", "int8", "--set", "calibration=none.json"), 1, "none.json"),
         (("student", "--out", "x", "--set", "evaluation=none.json"), 1, "none.json"),
+        (("student", "--out", "x", "--set", "schemas=none.json"), 1, "none.json: schemas cannot be read"),
+        (("student", "--out", "x", "--set", "schemas=world/train.json"), 1, "schemas.json"),
         (("student", "--out", "x", "--kit", "other"), 2, "this version has: edgellm"),
         (("nowhere", "--out", "x"), 1, "no such checkpoint directory"),
         (("student", "--out", "x", "--precision", "int4", "--set", "vision=fp16", "--set", "exclude=[layer.7]"), 2, "layer.7"),

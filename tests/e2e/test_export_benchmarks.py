@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import runpy
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+
+if TYPE_CHECKING:
+    from conftest import RunBenchmark, SmallExport
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # scripts, not a package
@@ -21,28 +21,8 @@ sys.path.append(str(BENCHMARKS))  # scripts, not a package
 TOKENS = 6
 
 
-def _run(script: str, *flags: object) -> list[dict[str, Any]]:
-    """The JSON lines that a script printed."""
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, flags)]
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    return [row for line in done.stdout.splitlines() if line.startswith("{") and "machine" in (row := json.loads(line))]
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("export-benchmarks")
-
-
-@pytest.fixture(scope="module")
-def exported(work: Path) -> dict[str, Any]:
-    (row,) = _run("export.py", "--work", work, "--size", "small", "--precision", "int4", "--threads", 1)
-    return row
-
-
-def test_export_tells_seconds_memory_sizes_and_parity(exported: dict[str, Any], work: Path) -> None:
-    bundle = work / "bundle-small-int4"
+def test_export_tells_seconds_memory_sizes_and_parity(small_export: SmallExport) -> None:
+    bundle, exported = small_export.bundle, small_export.row
     assert exported["bundle_bytes"] == sum(path.stat().st_size for path in bundle.iterdir())
     stages = {name: found["seconds"] for name, found in exported["stages"].items()}
     assert {"load_source", "write_graphs", "convert", "measure_parity", "rest"} <= set(stages)
@@ -53,28 +33,27 @@ def test_export_tells_seconds_memory_sizes_and_parity(exported: dict[str, Any], 
     assert exported["worst_parity"]["passed"]
 
 
-def test_decode_times_a_bundle_in_a_process_of_its_own(exported: dict[str, Any], work: Path) -> None:
-    bundle = work / "bundle-small-int4"
-    rows = _run(
-        *("decode.py", "--work", work, "--bundle", bundle, "--prompts", "12,20", "--tokens", TOKENS),
+def test_decode_times_a_bundle_in_a_process_of_its_own(small_export: SmallExport, run_benchmark: RunBenchmark) -> None:
+    printed = run_benchmark(
+        *("decode.py", "--work", small_export.folder, "--bundle", small_export.bundle, "--prompts", "12,20", "--tokens", TOKENS),
         *("--turn", 4, "--repeats", 2, "--threads", 1),
     )
-    assert [row["prompt"] for row in rows] == [12, 20]
-    for row in rows:
+    assert [row["prompt"] for row in printed.rows] == [12, 20]
+    for row in printed.rows:
         assert row["timed_steps"] == 2 * TOKENS
         assert 0 < row["p10_ms"] <= row["p50_ms"] <= row["p95_ms"]
         assert row["tokens_per_s"] == pytest.approx(1000 / row["p50_ms"])
         assert 0 < row["rss_mb"] <= row["peak_mb"]
 
 
-def test_bound_decoder_agrees_with_the_session(exported: dict[str, Any], work: Path) -> None:
+def test_bound_decoder_agrees_with_the_session(small_export: SmallExport) -> None:
     """What is timed is what the product computes: same tokens, same logits behind the prompt."""
     from decode_worker import BoundBundle
 
     from drivekd.runtime.bundle import read_bundle
     from drivekd.runtime.session import Session
 
-    bundle, prompt = work / "bundle-small-int4", np.random.default_rng(0).integers(300, 600, 24).tolist()
+    bundle, prompt = small_export.bundle, np.random.default_rng(0).integers(300, 600, 24).tolist()
     bound = BoundBundle(bundle, threads=1)
     tokens = [bound.start(prompt, TOKENS), *(bound.step() for _ in range(TOKENS))]
     with Session(read_bundle(bundle), dialect="gqa", threads=1) as session:
@@ -87,24 +66,27 @@ def test_bound_decoder_agrees_with_the_session(exported: dict[str, Any], work: P
         assert tokens[-1] == logits[0].argmax()
 
 
-def test_a_sequence_starts_from_nothing(exported: dict[str, Any], work: Path) -> None:
+def test_a_sequence_starts_from_nothing(small_export: SmallExport) -> None:
     from decode_worker import BoundBundle
 
-    bound = BoundBundle(work / "bundle-small-int4", threads=1)
+    bound = BoundBundle(small_export.bundle, threads=1)
     prompt = list(range(300, 320))
     first = [bound.start(prompt, TOKENS), bound.step(), bound.step()]
     bound.start(list(range(400, 440)), TOKENS)
     assert [bound.start(prompt, TOKENS), bound.step(), bound.step()] == first
 
 
-def test_language_model_of_the_peer_has_the_same_weights(exported: dict[str, Any], work: Path) -> None:
+def test_language_model_of_the_peer_has_the_same_weights(small_export: SmallExport, tmp_path: Path) -> None:
     from decode_peer import save_language_model
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    folder = save_language_model(work / "small", work / "language")
+    folder = save_language_model(small_export.folder / "small", tmp_path)
     with safe_open(folder / "model.safetensors", "pt") as weights:
         assert not [name for name in weights.keys() if not name.startswith(("model.", "lm_head."))]  # noqa: SIM118
-    whole, alone = AutoModelForImageTextToText.from_pretrained(work / "small"), AutoModelForCausalLM.from_pretrained(folder)
+    whole, alone = (
+        AutoModelForImageTextToText.from_pretrained(small_export.folder / "small"),
+        AutoModelForCausalLM.from_pretrained(folder),
+    )
     ids = {"input_ids": whole.dummy_inputs["input_ids"]}
     expected, found = whole(**ids).logits, alone(**ids).logits
     assert type(alone).__name__ == "Qwen2ForCausalLM"
@@ -123,9 +105,9 @@ def test_tokenizer_has_the_asked_size_and_reads_its_own_text(entries: int) -> No
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
 
 
-def test_weights_of_the_models_are_lively(exported: dict[str, Any], work: Path) -> None:
+def test_weights_of_the_models_are_lively(small_export: SmallExport) -> None:
     """Constants would make parity vacuous: position embeddings, biases and norms all vary."""
-    with safe_open(work / "small" / "model.safetensors", "pt") as weights:
+    with safe_open(small_export.folder / "small" / "model.safetensors", "pt") as weights:
         for name in weights.keys():  # noqa: SIM118
             values = weights.get_tensor(name).float()
             assert values.std() > 0 or "lambda" in name, name

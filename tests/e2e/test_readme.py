@@ -21,6 +21,7 @@ import pytest
 import yaml
 from PIL import Image
 from tiny_run import TinyRun
+from video_clip import write_video
 
 from drivekd.cli import main
 from drivekd.config import RunConfig
@@ -54,6 +55,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_run: TinyRun) -> Pa
     shutil.copytree(tiny_run.folder / "images", folder / "data" / "images")
     shutil.copyfile(tiny_run.folder / "train.json", folder / "data" / "test.json")
     Image.fromarray(np.full((90, 160, 3), 120, np.uint8)).save(folder / "road.jpg")
+    write_video(folder / "road.mp4", [np.full((90, 160, 3), 9 * i, np.uint8) for i in range(12)], "mpeg4", "yuv420p")
     settings = yaml.safe_load((ROOT / "configs" / "internvl3-1b.yaml").read_text())
     settings["training"] |= {"steps": 2, "checkpoint_every_steps": 1, "precision": "fp32", "device": "cpu"}
     (folder / "configs").mkdir()

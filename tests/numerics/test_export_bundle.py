@@ -154,7 +154,7 @@ def test_the_gate_refuses_an_engine_that_computes_something_else(copy: Path) -> 
     """Digests are right, the numbers are not: only the replay can see it."""
     scaled_vision(copy, 1.0)
     rewrite(copy, lambda manifest: None)
-    assert check_bundle(copy, replay=False).num_files == 8
+    assert check_bundle(copy, replay=False).num_files == 9
     with pytest.raises(BundleError, match=r"does not compute what the exporting machine did: vision cosine -?0\.[0-8]"):
         check_bundle(copy)
 

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import safetensors.numpy
 import torch
-from conftest import CORPUS, SIZE
+from dialect_exports import FAMILIES, Exported, bundle_of, exported_family
 from numpy.typing import NDArray
-from transformers import PreTrainedModel
 
 import drivekd.runtime.prefix as prefix_module
 from drivekd.errors import BundleError, RunnerError, UsageError
-from drivekd.export.graphs import write_graphs
 from drivekd.export.plan import GraphPlan
 from drivekd.export.quantization import convert
-from drivekd.export.source import Source, load_source
 from drivekd.images import RGBImage
 from drivekd.models import encode_images, language_model, rotary_positions
-from drivekd.models.tiny import (
-    QWEN_SPECIAL_TOKENS,
-    SPECIAL_TOKENS,
-    build_tiny,
-    build_tiny_qwen,
-    train_tokenizer,
-    write_checkpoint,
-)
 from drivekd.runtime.arena import ArenaCache
 from drivekd.runtime.bundle import Bundle
 from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache
+from drivekd.runtime.decoder import Cache, DeadlineExpiredError
 from drivekd.runtime.golden import golden_images, record_golden, replay_golden
-from drivekd.runtime.manifest import DIALECTS, EmbeddingSpec, Generation, GraphSpec, Manifest
+from drivekd.runtime.manifest import DIALECTS
 from drivekd.runtime.ort import BoundGraph
 from drivekd.runtime.sampling import top2_margin
 from drivekd.runtime.session import Session
 from drivekd.runtime.triad import Branch, branch, decode
 
-FAMILIES = ("internvl", "qwen2_5_vl")
 STEPS = 10
 NO_TOKEN = -1  # stops nothing
 ATOL = 1e-4  # DESIGN: exactness of the triad in fp32; found 1e-5
@@ -51,77 +37,9 @@ ATOL = 1e-4  # DESIGN: exactness of the triad in fp32; found 1e-5
 Images = dict[str, RGBImage]
 
 
-@dataclasses.dataclass(frozen=True)
-class Exported:
-    """A lively tiny model (see conftest.lively_checkpoint) and its fp32 bundle with both dialects."""
-
-    source: Source
-    bundle: Bundle
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.source.model
-
-
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """Each family once: pytest comes back to a parameter when another fixture has parameters, too."""
-    return cache(lambda family: export(tmp_path_factory.mktemp(family), family))
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
-def exported(request: pytest.FixtureRequest, exports: Callable[[str], Exported]) -> Exported:
-    return exports(request.param)
-
-
-def export(folder: Path, family: str) -> Exported:
-    source = load_source(lively_checkpoint(folder / "checkpoint", family), None)
-    (folder / "bundle").mkdir()
-    graphs = write_graphs(source, folder / "bundle", DIALECTS)
-    weight = source.model.get_input_embeddings().weight.detach().numpy().copy()
-    (folder / "bundle" / "embedding.safetensors").write_bytes(safetensors.numpy.save({"weight": weight}))
-    (folder / "bundle" / "tokenizer.json").write_text(source.processor.tokenizer.to_str())
-    return Exported(source, bundle_of(source, graphs, folder / "bundle"))
-
-
-def lively_checkpoint(folder: Path, family: str) -> Path:
-    qwen = family == "qwen2_5_vl"
-    tokenizer = train_tokenizer(CORPUS, ["CAM_FRONT"], 400, special_tokens=QWEN_SPECIAL_TOKENS if qwen else SPECIAL_TOKENS)
-    wide = dataclasses.replace(SIZE, language_width=64)  # heads of 16, which onnxruntime's operator wants
-    model = (build_tiny_qwen if qwen else build_tiny)(wide, tokenizer, 0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lambda" in name:
-                parameter.fill_(1.0)
-            elif parameter.ndim >= 2 and "embed_tokens" not in name:
-                parameter.mul_(6.0)
-    write_checkpoint(folder, model, tokenizer, camera_size_px=(84, 56) if qwen else None)
-    return folder
-
-
-def bundle_of(source: Source, graphs: dict[str, GraphSpec], folder: Path) -> Bundle:
-    prompts = source.prompts
-    manifest = Manifest(
-        format_version=2,
-        drivekd_version="0",
-        precision="fp32",
-        dialects=DIALECTS,
-        model=source.info,
-        source=source.origin,
-        images=source.images,
-        chat=source.processor.chat,
-        prompts=prompts.prompts,
-        variables=prompts.variables,
-        cameras=prompts.cameras,
-        note="",
-        generation=Generation(prompts.max_new_tokens, source.processor.prompts.end_of_turn_id),
-        graphs=graphs,
-        embedding=EmbeddingSpec("fp32", 0),
-        parity=(),
-        accuracy=(),
-        files={},
-    )
-    return Bundle(folder, "", manifest, {path.name: path.read_bytes() for path in folder.iterdir()})
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported_family(tmp_path_factory.getbasetemp(), request.param)
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
@@ -143,7 +61,7 @@ def images(exported: Exported) -> Images:
 
 
 def read_prefix(session: Session, images: Images) -> Cache:
-    cache = session.prefix.read(list(images.values()), Deadline())
+    cache = session.prefix.read(images, Deadline())
     assert cache is not None
     return cache
 
@@ -253,13 +171,14 @@ def test_no_room_only_costs_copies(session: Session, images: Images) -> None:
     runs = []
     for room in (-max(map(len, questions)), 0, 1, STEPS, 200):
         logits, cache = branch(session.decoder, prefix, questions, room=room)
+        capacity = cache.arena.capacity if isinstance(cache, ArenaCache) else 0
         steps = [logits]
         for _ in range(STEPS):
             logits, cache = session.decoder.step([1, 2, 3], cache)
             steps.append(logits)
         runs.append(np.stack(steps))
         if isinstance(cache, ArenaCache) and room == 200:
-            assert cache.arena.capacity == int(prefix.num_tokens[0]) + max(map(len, questions)) + 200, "it grew without need"
+            assert cache.arena.capacity == capacity, "it grew without need"
     for run in runs[1:]:
         assert np.abs(run - runs[0]).max() <= ATOL
 
@@ -341,6 +260,65 @@ def test_several_columns_of_several_rows(session: Session) -> None:
     assert longer.num_tokens.tolist() == [5, 7, 6]
 
 
+@pytest.mark.parametrize(
+    ("lengths", "calls"),
+    [((1, 3, 1), 2), ((1, 1, 1), 1), ((2, 1, 5), 3), ((1, 4, 1, 9), 3), ((1, 1, 1, 20), 2), ((3,), 1), ((1,), 1), ((2, 2), 2)],
+)
+def test_rows_of_one_token_are_read_together(session: Session, lengths: tuple[int, ...], calls: int) -> None:
+    """As when a grammar forces tokens in some answers: one call for all rows, and one for what each longer row has left."""
+    decoder, rng = session.decoder, np.random.default_rng(0)
+    before = [rng.integers(5, 300, 3 + row).tolist() for row in range(len(lengths))]  # rows of different lengths
+    more = [rng.integers(5, 300, length).tolist() for length in lengths]
+    _, cache = decoder.read(before, decoder.empty_cache(len(lengths), room=40))
+    counted = decoder.engine_calls
+    found, longer = decoder.read(more, cache)
+    assert decoder.engine_calls - counted == (calls if session.dialect == "gqa" else 1)
+    assert longer.num_tokens.tolist() == [len(a) + len(b) for a, b in zip(before, more, strict=True)]
+    assert longer.next_positions.tolist() == longer.num_tokens.tolist()
+    after, _ = decoder.step([7] * len(lengths), longer)
+    for row, (first, second) in enumerate(zip(before, more, strict=True)):
+        expected, alone = decoder.read([first + second], decoder.empty_cache(1, room=40))
+        assert np.abs(found[row] - expected[0]).max() <= ATOL
+        assert np.abs(after[row] - decoder.step([7], alone)[0][0]).max() <= ATOL
+
+
+@pytest.mark.parametrize("shared_session", ["gqa"], indirect=True)  # the other dialect reads in one call
+@pytest.mark.parametrize("reason", ["deadline", "cancelled"])
+@pytest.mark.parametrize(("lengths", "last"), [((4, 5, 6), 1), ((4, 5, 6), 2), ((1, 4, 1, 9), 1), ((1, 4, 1, 9), 2)])
+def test_a_read_ends_between_two_calls(
+    shared_session: Session, lengths: tuple[int, ...], last: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = shared_session.decoder
+    sequences = [[5] * length for length in lengths]
+    start = decoder.engine_calls
+    monkeypatch.setattr(Deadline, "expired", lambda self: decoder.engine_calls - start >= last)
+    options: dict[str, Any] = {"deadline": Deadline()} if reason == "deadline" else {"cancelled": Deadline().expired}
+    with pytest.raises(DeadlineExpiredError):
+        decoder.read(sequences, decoder.empty_cache(len(lengths), room=9), **options)
+    assert decoder.engine_calls - start == last
+
+
+def test_logits_that_were_kept_stay(session: Session, images: Images) -> None:
+    """Steps write into the same memory, but not while somebody holds it."""
+    logits, cache = branch(session.decoder, read_prefix(session, images), suffixes(session))
+    held, copies = [logits], [logits.copy()]
+    for _ in range(5):
+        logits, cache = session.decoder.step([1, 2, 3], cache)
+        held.append(logits)
+        copies.append(logits.copy())
+    assert all(np.array_equal(a, b) for a, b in zip(held, copies, strict=True))
+    assert not np.array_equal(copies[0], copies[1])
+
+
+def test_memory_that_no_model_can_fill_is_refused(session: Session) -> None:
+    limit = session.manifest.model.max_positions
+    for rows, capacity in ((0, 10), (3, 0), (3, limit + 1)):
+        with pytest.raises(
+            UsageError, match=rf"K/V memory for {rows} branches of {capacity} tokens; expected .* 1 to {limit} tokens"
+        ):
+            session.decoder.reserve(rows, capacity)
+
+
 def test_both_dialects_agree_and_replay_each_others_run(exported: Exported, images: Images) -> None:
     sessions = {dialect: Session(exported.bundle, threads=1, dialect=dialect) for dialect in DIALECTS}
     assert [session.dialect for session in sessions.values()] == list(DIALECTS)
@@ -396,7 +374,7 @@ def test_rotary_axes_of_another_family_are_refused(exported: Exported) -> None:
         Session(dataclasses.replace(exported.bundle, manifest=dataclasses.replace(manifest, model=model)))
 
 
-@pytest.mark.parametrize("allowed_calls", range(8))
+@pytest.mark.parametrize("allowed_calls", range(10))
 def test_the_deadline_waits_for_one_engine_call_at_most(
     session: Session, images: Images, allowed_calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,7 +385,8 @@ def test_the_deadline_waits_for_one_engine_call_at_most(
     monkeypatch.setattr(Deadline, "elapsed_ms", lambda self: 10.0 * len(calls))
     answers = session.answer(images, max_new_tokens=4, deadline_ms=10 * allowed_calls - 5)
     assert len(calls) == allowed_calls
-    first_tokens = 4 if session.dialect == "concat" else 6  # 2 tiles, prefix, questions: at once, or one by one
+    # 2 tiles; system prompt and 2 images; questions: at once, or one by one
+    first_tokens = 6 if session.dialect == "concat" else 8
     for capability, answer in answers.items():
         assert answer.finish_reason == "deadline" or allowed_calls > first_tokens + 2
         assert answer.tokens == min(4, max(0, allowed_calls - first_tokens + 1))

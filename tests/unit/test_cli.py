@@ -32,8 +32,11 @@ SURFACE = {
     "export": (["SOURCE"], ["--checkpoint", "--kit", "--out", "--precision", "--set", "--sign", "--trt"]),
     "check": (["BUNDLE"], ["--bisect", "--expect-digest", "--outputs", "--public-key", "--verbose"]),
     "doctor": ([], ["--ros"]),
-    "run": (["BUNDLE", "IMAGES"], ["--json", "--public-key", "--question"]),
-    "bench": (["BUNDLE"], ["--json", "--public-key"]),
+    "run": (
+        ["BUNDLE", "IMAGES"],
+        ["--deadline-ms", "--every", "--json", "--overlay", "--public-key", "--question", "--structured"],
+    ),
+    "bench": (["BUNDLE"], ["--changed", "--json", "--public-key", "--structured"]),
     "report": (["RUN_DIRECTORY"], []),
 }
 

@@ -9,8 +9,8 @@ from importlib.machinery import ModuleSpec
 import pytest
 
 from drivekd import doctor
-from drivekd.export.engine_device import Device
 from drivekd.export.platforms import BoardFinding
+from drivekd.runtime.gpu import Device
 
 Hide = Callable[..., None]
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.export import engine_device
-from drivekd.export.engine_device import Device, this_device
 from drivekd.export.platforms import (
     PLATFORM_HEADER,
     PLATFORMS,
@@ -21,6 +19,8 @@ from drivekd.export.platforms import (
     this_board,
     version_numbers,
 )
+from drivekd.runtime import gpu
+from drivekd.runtime.gpu import Device, this_device
 
 JETPACK_6_2 = (
     "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"
@@ -137,7 +137,7 @@ def fake_driver(folder: Path, init: int) -> str:
 
 def test_the_driver_is_asked_for_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     version = tmp_path / "version"
-    monkeypatch.setattr(engine_device, "DRIVER_VERSION", version)
+    monkeypatch.setattr(gpu, "DRIVER_VERSION", version)
     library = fake_driver(tmp_path, 0)
     assert this_device(library) == Device("Orin", 87, "CUDA 12.6")
     version.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build\n")

@@ -19,10 +19,10 @@ from small_bundle import DECODER, VISION, write_small_bundle
 
 from drivekd.errors import BundleError, ExportError
 from drivekd.export import trt
-from drivekd.export.engine_device import Device, this_device
 from drivekd.export.trt import engines_from_bundle
 from drivekd.runtime.bundle import read_bundle
 from drivekd.runtime.engine_record import EnginePlatform, engine_platform, verify_engine
+from drivekd.runtime.gpu import Device, this_device
 
 ORIN = Device("Orin", 87, "540.4.0, CUDA 12.6")
 

@@ -108,6 +108,29 @@ def test_a_weight_that_is_used_twice_is_not_transposed() -> None:
     assert kinds(model) == ["Transpose", "MatMul", "MatMul"]
 
 
+def squeezed_product_graph() -> ir.Model:
+    """x [2, 3, 4] -> its last column as [2, 1, 4] -> x w, squeezed: [2, 4]."""
+    tape, x = ir.tape.Tape(), hidden()
+    last = tape.op(
+        "Slice", [x, *(weight(tape, np.asarray([value]), name) for value, name in ((2, "from"), (3, "to"), (1, "axis")))]
+    )
+    product = tape.op("MatMul", [last, weight(tape, WEIGHT, "lm_head.weight")])
+    y = tape.op("Squeeze", [product, weight(tape, np.asarray([1]), "axes")])
+    y.name, y.type, y.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape([2, 4])
+    return graph_of(tape, [x], [y])
+
+
+def test_the_hidden_state_is_squeezed_and_not_the_logits() -> None:
+    (before,) = run(squeezed_product_graph(), {"x": ROWS})
+    model, changed = passes.squeeze_before_product(squeezed_product_graph())
+    assert changed
+    assert kinds(model) == ["Slice", "Squeeze", "MatMul"]
+    assert [value.name for value in model.graph.outputs] == ["logits"]
+    (after,) = run(model, {"x": ROWS})
+    np.testing.assert_allclose(after, before, rtol=1e-6)
+    assert not passes.squeeze_before_product(model)[1]
+
+
 def test_a_mark_names_its_value() -> None:
     tape, x = ir.tape.Tape(), hidden()
     doubled = typed(tape.op("Add", [x, x]))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,3 +113,39 @@ def test_a_type_that_numpy_does_not_know_is_refused() -> None:
     (tensor,) = read_onnx(graph, "here").external
     with pytest.raises(BundleError, match="b is of type bfloat16"):
         external_values([dataclasses.replace(tensor, dtype="bfloat16")], data, "here")
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np, onnxruntime
+from drivekd.runtime.external_weights import external_values
+from drivekd.runtime.onnx_file import read_onnx
+
+graph, data = (open(path, "rb").read() for path in sys.argv[1:3])
+page = mmap.PAGESIZE
+size = -(-len(data) // page) * page
+memory = mmap.mmap(-1, size + 64 * page)  # the data ends where the forbidden pages begin
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+memory[size - len(data) : size] = data
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(64 * page), 0) == 0
+values = external_values(read_onnx(graph, "here").external, memoryview(memory)[size - len(data) : size], "here")
+options = onnxruntime.SessionOptions()
+options.add_external_initializers(list(values), list(values.values()))
+session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+np.save(sys.argv[3], session.run(None, {"x": np.load(sys.argv[4])})[0])
+"""
+
+
+def test_nothing_behind_packed_weights_is_read(tmp_path: Path) -> None:
+    """The array that is handed over claims twice the bytes: with pages behind the file that kill whoever reads them."""
+    x = np.random.default_rng(0).normal(size=(3, K)).astype(np.float32)
+    model = int4_model(0)
+    graph, data = cut(model, ["s", "h", "b", "order", "w"])
+    paths = [str(tmp_path / name) for name in ("graph", "data", "found.npy", "x.npy")]
+    for path, content in zip(paths, (graph, data), strict=False):
+        Path(path).write_bytes(content)
+    np.save(paths[3], x)
+    done = subprocess.run([sys.executable, "-c", GUARDED, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(paths[2]), run(model.SerializeToString(), onnxruntime.SessionOptions(), x))

@@ -9,15 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.errors import DataError, RunnerError, UsageError
+from drivekd.errors import DataError, UsageError
 from drivekd.images import ImageSettings
 from drivekd.runtime.concat import left_padded
 from drivekd.runtime.deadline import Deadline
 from drivekd.runtime.kv_cache import KvCache, past_names, present_names
-from drivekd.runtime.ort import ort_backend
 from drivekd.runtime.prefix import camera_tiles
 from drivekd.runtime.questions import fill_template, merged_variables
-from drivekd.runtime.sampling import greedy, top2_margin
 from drivekd.runtime.text_stream import TextStream
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
@@ -48,27 +46,33 @@ def test_a_character_is_not_shown_half() -> None:
     assert pieces == ["ä", "€"]
 
 
-def test_greedy_is_argmax_with_its_log_probability() -> None:
-    logits = np.random.default_rng(0).normal(size=(3, 11)).astype(np.float32) * 30
-    tokens, logprobs = greedy(logits)
-    wide = logits.astype(np.float64)
-    expected = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    assert tokens.tolist() == logits.argmax(axis=1).tolist()
-    np.testing.assert_allclose(logprobs, expected.max(axis=1), atol=1e-6)  # exp in float32
-    assert logprobs.dtype == np.float64
-    assert np.isfinite(greedy(logits * 1e30)[1]).all(), "no overflow"
+@given(st.text(max_size=30), st.lists(st.integers(1, 4), max_size=30))
+def test_tokens_may_come_several_at_once(text: str, counts: list[int]) -> None:
+    data, end = list(text.encode()), 0
+    pieces: list[str] = []
+    stream = TextStream(utf8, pieces.append)
+    for count in counts:
+        end = min(len(data), end + count)
+        stream.update(data[:end], final=False)
+        stream.update(data[:end], final=False)  # a step in which this branch had nothing new
+        assert text.startswith("".join(pieces))
+    stream.update(data, final=True)
+    assert "".join(pieces) == text
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_stop_the_answer(bad: float) -> None:
-    logits = np.zeros((2, 5), np.float32)
-    logits[1, 3] = bad
-    with pytest.raises(RunnerError, match="not finite"):
-        greedy(logits)
+def test_a_piece_does_not_cost_more_the_longer_the_answer_is() -> None:
+    longest = 0
 
+    def decode(tokens: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return utf8(tokens)
 
-def test_margin_is_the_distance_of_the_best_two() -> None:
-    assert top2_margin(np.asarray([[1, 5, 3], [2, 2, 0]], np.float32)).tolist() == [2, 0]
+    stream = TextStream(decode, lambda piece: None)
+    data = list("straße ".encode() * 40)
+    for end in range(1, len(data) + 1):
+        stream.update(data[:end], final=end == len(data))
+    assert longest <= 4  # the last two pieces, of two bytes at most
 
 
 def test_left_padding_ends_together() -> None:
@@ -127,10 +131,3 @@ def test_a_deadline_expires() -> None:
     assert not Deadline(None).expired()
     assert not Deadline(60_000).expired()
     assert Deadline().elapsed_ms() >= 0
-
-
-def test_backends_by_name() -> None:
-    assert ort_backend("auto") == "ort-cpu"
-    assert ort_backend("ort-cuda") == "ort-cuda"
-    with pytest.raises(UsageError, match=r"backend 'trt' is unknown; this version has: auto, ort-cpu, ort-cuda"):
-        ort_backend("trt")

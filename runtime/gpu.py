@@ -1,4 +1,4 @@
-"""The GPU that an engine is built for, asked of the CUDA driver itself: there is no torch on a car."""
+"""The GPU that engines are built for and run on, asked of the CUDA driver itself: there is no torch on a car."""
 
 from __future__ import annotations
 

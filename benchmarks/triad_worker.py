@@ -1,0 +1,82 @@
+"""One engine of `triad.py` in a process of its own: it answers JSON lines on stdin with JSON lines on stdout.
+
+    {"describe": N}                                  session alone: ids of the prompt for N images
+    {"frame": MODE, "prefix": [ids], "content": [[ids]], "questions": [[ids]], "tokens": n}
+                                                     a new frame: read it, answer every question with n tokens
+    {"answer": MODE, "question": i, "tokens": n}     one more answer about the last frame, whose prefix is kept
+    {"typical": true or false}                       session alone: written answers, forced tokens skipped or not
+    {"save": FILE}                                   .npy, float32 [questions, V]: logits behind the last frame's questions
+
+`prefix` is text all through. `content` is the same frame as a session sees it: what stands in the prefix for each image. A reply
+has the seconds of the call, those of its stages, `cpu_s` of all threads and resident memory; `decode_s` took `steps` engine calls
+and gave `decoded` tokens of each answer behind the first. Runs in the environment of the engine that it is asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from decode_worker import memory_mb
+from triad_frame import Found, Frame
+
+# module and class of each; a module is imported in its own environment only
+ENGINES = {
+    "bound": ("triad_bound", "BoundFrames"),
+    "session": ("triad_session", "SessionFrames"),
+    "genai": ("triad_genai", "GenaiFrames"),
+    "openvino": ("triad_openvino", "OpenVinoFrames"),
+}
+
+
+def serve(engine: Any) -> None:
+    """Answer until stdin ends."""
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "save" in asked:
+            np.save(asked["save"], engine.logits())
+            print("{}", flush=True)
+        elif "describe" in asked:
+            print(json.dumps(engine.describe(asked["describe"])), flush=True)
+        elif "typical" in asked:
+            reply(lambda skipping=asked["typical"]: engine.typical(skipping))
+        elif "frame" in asked:
+            mode = asked.pop("frame")
+            reply(lambda frame=Frame(**asked), mode=mode: engine.frame(frame, mode))
+        else:
+            reply(lambda asked=asked: engine.answer(asked["question"], asked["tokens"], asked["answer"]))
+
+
+def reply(call: Callable[[], Found]) -> None:
+    """Print what the call found and took."""
+    started_s, cpu_started_s = time.perf_counter(), time.process_time()
+    found = call()
+    taken = {"seconds": time.perf_counter() - started_s, "cpu_s": time.process_time() - cpu_started_s}
+    print(json.dumps({**taken, **found, **memory_mb()}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", choices=ENGINES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--threads", type=int, required=True)
+    arguments = parser.parse_args()
+    bare_mb, started_s = memory_mb()["rss_mb"], time.perf_counter()
+    module, name = ENGINES[arguments.engine]
+    engine = getattr(import_module(module), name)(arguments.folder, arguments.threads)
+    versions = {name: version(name) for name in engine.packages}
+    loaded = {"load_s": time.perf_counter() - started_s, "bare_mb": bare_mb, "versions": versions, **memory_mb()}
+    print(json.dumps(loaded), flush=True)
+    serve(engine)
+
+
+if __name__ == "__main__":
+    main()

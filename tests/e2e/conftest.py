@@ -1,0 +1,58 @@
+"""An int4 bundle of the export benchmark's small size, made by the benchmark itself, once a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+RunBenchmark: TypeAlias = Callable[..., "Printed"]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """rows: the JSON lines that a script printed."""
+
+    rows: list[dict[str, Any]]
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def run_benchmark() -> RunBenchmark:
+    """run_benchmark("export.py", "--work", folder, ...) runs a script to its good end."""
+    return _run
+
+
+def _run(script: str, *flags: object) -> Printed:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, flags)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [row for line in done.stdout.splitlines() if line.startswith("{") and "machine" in (row := json.loads(line))]
+    return Printed(rows, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class SmallExport:
+    """folder: has the checkpoint `small` and the bundle. row: what the benchmark said of the export."""
+
+    folder: Path
+    bundle: Path
+    row: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def small_export(tmp_path_factory: pytest.TempPathFactory, run_benchmark: RunBenchmark) -> SmallExport:
+    folder = tmp_path_factory.mktemp("small-export")
+    (row,) = run_benchmark("export.py", "--work", folder, "--size", "small", "--precision", "int4", "--threads", 1).rows
+    return SmallExport(folder, folder / "bundle-small-int4", row)
