@@ -5,8 +5,9 @@
         --peer-python PEER_VENV/bin/python                                           # decode_peer.py says how to make it
 
 Every engine is a process of its own: a bundle's is its decoder.gqa with all memory bound by hand (numpy and onnxruntime alone),
-the peer's is onnxruntime-genai's loop. All are loaded, then they take turns of a few greedy steps on the same prompt, so that a
-slow minute of the machine hits all alike; the order turns round at every turn. A repeat is a fresh set of processes, loaded in
+the peer's is onnxruntime-genai's loop. All are loaded, then they take turns of greedy steps on the same prompt, so that a slow
+minute of the machine hits all alike; the order turns round at every turn. The first steps of a turn are slow, while the other
+engine's threads still spin: turns of four steps measure little else. A repeat is a fresh set of processes, loaded in
 the other order: where the weights come to lie in memory moves a process's speed by some percent for as long as it lives. The
 first token is part of the prompt's seconds. CPU milliseconds, summed over threads, tell a slow engine from a busy machine.
 
@@ -62,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     add("--peer-python", type=Path, help="interpreter of the peer's environment; without it the bundles alone are timed")
     add("--prompts", type=lambda text: [int(part) for part in text.split(",")], default=[256, 1700], help="prompt lengths")
     add("--tokens", type=int, default=64, help="steps a repeat")
-    add("--turn", type=int, default=4, help="steps that an engine takes before the next one's turn")
+    add("--turn", type=int, default=32, help="steps that an engine takes before the next one's turn")
     add("--repeats", type=int, default=6, help="sets of processes")
     add("--threads", type=int, default=2)
     add("--huge-pages", action="store_true", help=f"every engine with GLIBC_TUNABLES={HUGE_PAGES}")

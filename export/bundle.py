@@ -223,7 +223,7 @@ def _move_files(source: Path, target: Path) -> None:
 def _compared(exported: Exported, folder: Path, precision: str) -> ParityTable:
     """Every dialect of a folder's graphs against the reference."""
     write_manifest(manifest_of(exported, precision), folder)
-    bundle = read_bundle(folder)
+    bundle = read_bundle(folder, defer=True)
     rows: list[ParityRow] = []
     for dialect in bundle.manifest.dialects:
         logger.info("parity in %s: %s", precision, dialect)
@@ -249,7 +249,7 @@ def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityT
     (staging / LAYERS_FILE).write_bytes(exported.layers)
     manifest = dataclasses.replace(manifest_of(exported, plan.label), parity=tuple(parity.to_json()))
     write_manifest(manifest, staging)
-    with Session(read_bundle(staging)) as session:
+    with Session(read_bundle(staging, defer=True)) as session:
         golden = record_golden(session)
     (staging / GOLDEN_FILE).write_bytes(golden)
     write_manifest(manifest, staging)

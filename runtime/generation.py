@@ -85,7 +85,9 @@ class Generation:
         deadline, start_ms = wanted.deadline, wanted.deadline.elapsed_ms()
         questions = list(wanted.ids.values())
         try:
-            logits, cache = branch(self.decoder, prefix, questions, room=wanted.max_new_tokens, deadline=deadline)
+            logits, cache = branch(
+                self.decoder, prefix, questions, room=wanted.max_new_tokens, deadline=deadline, cancelled=wanted.cancelled
+            )
         except DeadlineExpiredError:
             return _leave_unanswered(wanted)
         first_ms = deadline.elapsed_ms()

@@ -19,7 +19,7 @@ from drivekd.export.edgellm import write_edgellm_kit
 from drivekd.export.edgellm_readme import EDGELLM_VERSION, kit_readme
 from drivekd.images import PatchSettings, load_image
 from drivekd.runtime import load_bundle, read_bundle
-from drivekd.runtime.golden import load_golden
+from drivekd.runtime.golden import NUM_IMAGES, load_golden
 from drivekd.runtime.referee import judge_outputs
 
 EDGELLM_PROGRAMS = {"tensorrt-edgellm-export", "llm_build", "visual_build", "llm_inference"}
@@ -62,7 +62,7 @@ def test_the_requests_ask_what_the_bundle_asks(kit: Path, bundle: Path) -> None:
         *pictures, text = message["content"]
         assert message["role"] == "user"
         assert text == {"type": "text", "text": question}
-        assert [part["type"] for part in pictures] == ["image", "image"]
+        assert [part["type"] for part in pictures] == ["image"] * NUM_IMAGES
         assert all((kit / part["image"]).is_file() for part in pictures)
     golden = load_golden(read_bundle(bundle).files["golden.npz"], "")
     assert asked["max_generate_length"] == len(golden["tokens"])
@@ -132,7 +132,7 @@ def test_the_readme_has_every_command_with_this_bundles_numbers(kit: Path, bundl
     assert longest <= limit < longest + 256
     assert int(re.findall(r"--maxKVCacheCapacity (\d+)", commands)[0]) >= longest + len(golden["tokens"])
     tokens = read.manifest.chat.tokens_per_image
-    assert f"--minImageTokens {tokens} --maxImageTokens {2 * tokens} --maxImageTokensPerImage {tokens}" in commands
+    assert f"--minImageTokens {tokens} --maxImageTokens {NUM_IMAGES * tokens} --maxImageTokensPerImage {tokens}" in commands
     assert "not run on a device" in text
     assert "written for tiles of 256 tokens; this model has 4" in text
     assert "{" not in re.sub(r"`[^`]*`", "", text), "a number that was not filled in"
