@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_bundle import recompute
+from video_clip import write_video
 
 from drivekd.cli import main
 from drivekd.export import bundle_from_checkpoint
@@ -50,19 +51,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.open(folder / "pictures" / "img0.png").save(folder / f"{name}.jpg")
     for camera in ("CAM_FRONT", "CAM_BACK"):
         shutil.copytree(folder / "pictures", folder / "samples" / camera)
-    write_clip(folder / "drive.mp4", folder / "pictures")
+    pictures = [np.asarray(Image.open(folder / "pictures" / f"img{index}.png")) for index in range(NUM_PICTURES)]
+    write_video(folder / "drive.mp4", pictures, "mpeg4", "yuv420p", rate=5)
     return folder
-
-
-def write_clip(path: Path, pictures: Path) -> None:
-    av = pytest.importorskip("av", reason="needs PyAV")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 160, 90, "yuv420p"
-        for index in range(NUM_PICTURES):
-            picture = np.asarray(Image.open(pictures / f"img{index}.png"))
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from video_clip import write_video
 
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage
@@ -34,21 +35,6 @@ def write_folder(folder: Path, shades: Sequence[int], name: Callable[[int], str]
     for index, value in enumerate(shades):
         Image.fromarray(picture(value)).save(folder / name(index))
     return folder
-
-
-def write_video(path: Path, images: Sequence[RGBImage], codec: str = "ffv1", pix_fmt: str = "bgr0", rate: int = 10) -> Path:
-    """ffv1 is lossless: pixels come back as they were."""
-    av = pytest.importorskip("av", reason="needs PyAV")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.height, stream.width = images[0].shape[:2]
-        stream.pix_fmt = pix_fmt
-        for image in images:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-    return path
 
 
 # --- one moment -----------------------------------------------------------------------------------------------------

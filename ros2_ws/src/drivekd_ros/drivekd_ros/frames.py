@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drivekd.errors import DataError, UsageError
+from drivekd.errors import DataError
 from drivekd.images import load_image
+from drivekd.runtime.video import video_pictures
 
 from .conversions import RGBImage
 
@@ -36,16 +37,5 @@ def file_frames(paths: Sequence[Path], num_cameras: int) -> list[list[RGBImage]]
 
 
 def video_frames(video: Path) -> Iterator[RGBImage]:
-    """Decode a video file picture by picture. Raises UsageError without PyAV, DataError when it cannot be read."""
-    try:
-        import av
-    except ImportError as error:
-        raise UsageError("playing a video needs PyAV: pip install 'drivekd[video]'") from error
-    try:
-        with av.open(str(video)) as container:
-            if not container.streams.video:
-                raise DataError(f"{video}: holds no video stream")
-            for frame in container.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
-    except (av.error.FFmpegError, OSError) as error:
-        raise DataError(f"{video}: video cannot be read ({error})") from error
+    """A video file picture by picture. Raises UsageError without PyAV, DataError when it cannot be read."""
+    return (picture.image for picture in video_pictures(video))
