@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.errors import BundleError
+from drivekd.runtime.npz import npz_bytes
 
 LAYERS_FILE = "layers.npz"
 NUM_ROWS = 6  # the first and the last among them: a broken causal mask shows in the first, a wrong rotary angle in the last
@@ -70,7 +71,7 @@ def probe_columns(logits: NDArray[Any]) -> Floats:
 
 
 def layer_values_to_bytes(values: LayerValues) -> bytes:
-    """layers.npz, the same bytes for the same values: ZipInfo's own date is fixed."""
+    """layers.npz, the same bytes for the same values."""
     arrays: dict[str, NDArray[Any]] = {
         "vision.layers": values.vision.layers,
         "vision.output": values.vision.output,
@@ -80,12 +81,7 @@ def layer_values_to_bytes(values: LayerValues) -> bytes:
         "decoder.input_ids": values.input_ids,
         "decoder.position_ids": values.position_ids,
     }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
-                np.save(file, array, allow_pickle=False)
-    return buffer.getvalue()
+    return npz_bytes(arrays)
 
 
 def layer_values_from_bytes(data: bytes, source: str) -> LayerValues:

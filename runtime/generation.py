@@ -17,6 +17,8 @@ from .sampling import Sampler
 from .text_stream import TextStream
 from .triad import Branch, branch, decode
 
+COUNTS = ("images_encoded", "tokens_prefilled", "engine_calls", "tokens_forced")
+
 OnText = Callable[[str, str], None]
 Cancelled = Callable[[], bool]
 
@@ -68,7 +70,7 @@ class Generation:
 
         Raises RunnerError.
         """
-        self.timings_ms, self.counts, calls = {}, {}, self.decoder.engine_calls
+        self.timings_ms, self.counts, calls = {}, dict.fromkeys(COUNTS, 0), self.decoder.engine_calls
         if tiles is None:
             return _leave_unanswered(wanted)
         self.decoder.reserve(max(self.rows, len(wanted.ids)), self.num_tokens(len(tiles), wanted))

@@ -23,6 +23,7 @@ from drivekd.images import RGBImage, resize
 
 from .deadline import Deadline
 from .decoder import Cache, Logits
+from .npz import npz_bytes
 from .prefix import camera_tiles
 from .sampling import greedy, top2_margin
 from .triad import branch
@@ -81,7 +82,7 @@ def record_golden(session: Session) -> bytes:
         "margins": np.stack(margins),
         **{f"prompt_ids.{name}": _prompt_ids(session, len(tiles), text) for name, text in questions.items()},
     }
-    return _npz(arrays)
+    return npz_bytes(arrays)
 
 
 def replay_golden(session: Session, data: bytes, source: str) -> Replay:
@@ -120,16 +121,6 @@ def _read(session: Session, images: dict[str, RGBImage], questions: dict[str, st
     prefix = session.prefix.read(camera_tiles(images, session.cameras, session.manifest.images), Deadline())
     assert prefix is not None
     return branch(session.decoder, prefix, [session.prompts.suffix(text) for text in questions.values()], room=room)
-
-
-def _npz(arrays: dict[str, NDArray[Any]]) -> bytes:
-    """Arrays as an .npz file, the same bytes for the same arrays: ZipInfo's own date is fixed."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w") as file:
-                np.save(file, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def load_golden(data: bytes, source: str) -> dict[str, NDArray[Any]]:

@@ -178,6 +178,7 @@ def test_deadline_zero_calls_no_engine(session: Session, images: Images, monkeyp
     calls = counted(session, monkeypatch)
     answers = session.answer(images, deadline_ms=0)
     assert calls == []
+    assert set(session.counts.values()) == {0}
     assert {answer.finish_reason for answer in answers.values()} == {"deadline"}
     assert {(answer.text, answer.valid, answer.tokens) for answer in answers.values()} == {("", False, 0)}
 

@@ -13,7 +13,8 @@ import pytest
 from drivekd.errors import BundleError
 from drivekd.runtime import Session, gate, read_bundle
 from drivekd.runtime.gate import keep_verdict, pass_gate, replay_now
-from drivekd.runtime.golden import GOLDEN_FILE, NUM_IMAGES, Replay, _npz, golden_images, load_golden
+from drivekd.runtime.golden import GOLDEN_FILE, NUM_IMAGES, Replay, golden_images, load_golden
+from drivekd.runtime.npz import npz_bytes
 
 PASSED = Replay(vision_cosine=1.0, tokens_compared=5, tokens_agreeing=5)
 
@@ -43,7 +44,7 @@ def vision_calls(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
 
 def changed(golden: bytes, **arrays: Any) -> bytes:
-    return _npz({**load_golden(golden, "here"), **arrays})
+    return npz_bytes({**load_golden(golden, "here"), **arrays})
 
 
 def verdicts(folder: Path) -> list[Path]:
