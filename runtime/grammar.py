@@ -96,6 +96,10 @@ class Constraint:
             raise self._error()
         return list(tokens)
 
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next: far cheaper than the mask, and a model that knows its schema needs no other."""
+        return self._matcher.validate_tokens([token]) == 1
+
     def mask(self, logits: NDArray[np.float32]) -> None:
         """Set the logits [V] of tokens that must not come next to -inf. Raises RunnerError."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)

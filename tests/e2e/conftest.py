@@ -1,9 +1,10 @@
-"""An int4 bundle of the export benchmark's small size, made by the benchmark itself, once a session."""
+"""Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; a finished training run."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+from tiny_run import TinyRun
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -56,3 +58,27 @@ def small_export(tmp_path_factory: pytest.TempPathFactory, run_benchmark: RunBen
     folder = tmp_path_factory.mktemp("small-export")
     (row,) = run_benchmark("export.py", "--work", folder, "--size", "small", "--precision", "int4", "--threads", 1).rows
     return SmallExport(folder, folder / "bundle-small-int4", row)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run of train_cases.py; tests copy it before they break it."""
+    import torch  # heavy, and most files here want none
+    from train_cases import configured
+
+    from drivekd.distill.run import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    threads = torch.get_num_threads()
+    train(configured(tiny_run, out), out)
+    torch.set_num_threads(threads)  # the run takes one for good
+    return out
+
+
+@pytest.fixture
+def broken(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the run and its cache, as if it had stopped before final/."""
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted.parent, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(out / "final")
+    return out

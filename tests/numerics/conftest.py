@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bisect_cases import write_bundle, write_deep_source
+from family_cases import Tiny, make_tiny
+from graph_cases import WrittenGraphs, written_graphs
+from lively_model import lively_checkpoint
+from tiny_run import FAMILIES
 
 import drivekd.export.bundle as writer
 from drivekd.export import ParityTable, bundle_from_checkpoint
+from drivekd.export.source import Source
 from drivekd.images import RGBImage
-from drivekd.models.tiny import TinySize, build_tiny, train_tokenizer, write_checkpoint
 from drivekd.runtime import Session, load_bundle, read_bundle
+from drivekd.runtime.bundle import Bundle
 
-SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=32, image_size_px=56)
 GRAPH_FILES = ("vision.onnx", "decoder.gqa.onnx", "decoder.concat.onnx", "decoder.data")
-CORPUS = [
-    "What are the important objects in the current scene, and where are they? Signal: red. A white van is near.",
-    "The ego vehicle drives at 8 m/s. What should it do next, and why? Brake to a stop. Reason: the signal is red.",
-] * 20
-
-
-def lively_checkpoint(folder: Path, seed: int = 0) -> Path:
-    """A random model that says different things about different images: at the usual small initialisation a model with tied
-    embeddings repeats its last token whatever it sees, and every test on tokens would be vacuous."""
-    tokenizer = train_tokenizer(CORPUS, ["CAM_FRONT", "CAM_BACK"], 400)
-    model = build_tiny(SIZE, tokenizer, seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lambda" in name:
-                parameter.fill_(1.0)
-            elif parameter.ndim >= 2 and "embed_tokens" not in name:
-                parameter.mul_(6.0)
-    write_checkpoint(folder, model, tokenizer)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -79,9 +66,50 @@ def images() -> dict[str, RGBImage]:
 def ready_graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports in this test take the finished graphs: they test what happens around them."""
 
-    def copy_graphs(source: writer.Source, folder: Path, dialects: Sequence[str]) -> Any:
+    def copy_graphs(source: Source, folder: Path, dialects: Sequence[str]) -> Any:
         for name in GRAPH_FILES:
             shutil.copy(bundle / name, folder)
         return read_bundle(bundle).manifest.graphs
 
     monkeypatch.setattr(writer, "write_graphs", copy_graphs)
+
+
+@pytest.fixture(scope="session")
+def deep_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return write_deep_source(tmp_path_factory.mktemp("deep") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def deep(deep_source: Source, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Ten vision and twelve language layers for bisect to find a fault in."""
+    return write_bundle(deep_source, tmp_path_factory.mktemp("deep-bundle"))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> WrittenGraphs:
+    return written_graphs(tmp_path_factory.getbasetemp(), request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
+    """The model of a family, made once; tests only read it."""
+    return cache(lambda family: make_tiny(family, tmp_path_factory.mktemp("tiny") / family))
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny(request: pytest.FixtureRequest, tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def qwen(tiny_of: Callable[[str], Tiny]) -> Tiny:
+    return tiny_of("qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def module_on_one_thread() -> Iterator[None]:
+    """one_thread, for what a module makes once as well: tiny models are fastest on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

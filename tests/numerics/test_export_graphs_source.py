@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,7 @@ from drivekd.models import load_model
 SHORT = ("teachers={}", "data.unlabelled=[]", "training.unlabelled_batch_size=0", "training.steps=2", "training.batch_size=3")
 LORA = ("student.train=[language_model]", "student.lora.rank=4", "optimizer.learning_rate=0.05")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _single_thread() -> Iterator[None]:
-    """conftest's one_thread, for a whole module: tiny models are fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("module_on_one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -74,6 +74,20 @@ def test_whatever_is_drawn_under_the_mask_is_an_answer(grammars: Grammars, token
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
+def test_one_token_is_judged_as_the_mask_judges_it(grammars: Grammars, tokenizer: Tokenizer, capability: str) -> None:
+    size = tokenizer.get_vocab_size() + PADDING
+    rng, constraint = np.random.default_rng(1), grammars.constraint(capability)
+    constraint.opening()
+    for _ in range(60):
+        if constraint.finished:
+            break
+        mask = allowed(constraint, size)
+        assert [constraint.allows(token) for token in range(size)] == mask.tolist()
+        constraint.accept(int(rng.choice(np.flatnonzero(mask))))
+        constraint.forced()
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_an_answer_can_be_said(grammars: Grammars, tokenizer: Tokenizer, capability: str) -> None:
     """The tokenizer's own ids of a right answer pass, and nothing is allowed behind it."""
     text = json.dumps(ANSWERS[capability], separators=(",", ":"), ensure_ascii=False)

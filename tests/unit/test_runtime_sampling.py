@@ -32,6 +32,9 @@ class Only:
     def __init__(self, *tokens: int) -> None:
         self._tokens = list(tokens)
 
+    def allows(self, token: int) -> bool:
+        return token in self._tokens
+
     def mask(self, logits: NDArray[np.float32]) -> None:
         kept = logits[self._tokens]
         logits[:] = -np.inf
@@ -68,6 +71,14 @@ def test_a_mask_decides_and_the_log_probability_is_the_models_own(sampling: Samp
     assert tokens[0] == 4
     assert tokens[2] in (2, 3)
     np.testing.assert_allclose(logprobs, expected[range(3), tokens], atol=1e-6)  # exp in float32
+
+
+def test_the_likeliest_token_is_taken_without_a_mask_where_it_is_allowed() -> None:
+    logits = random_logits(1)
+    before, likeliest = logits.copy(), logits.argmax(axis=1)
+    tokens, _ = Sampler().choose(logits, masks=[Only(int(likeliest[0]), 3), Only(int(likeliest[1])), None])
+    assert tokens.tolist() == likeliest.tolist()
+    assert np.array_equal(logits, before)
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0)])

@@ -1,0 +1,58 @@
+"""Both families in both dialects, in place of the one bundle of the folder above; and six cameras for the tests of the prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from dialect_cases import NUM_CAMERAS, Images
+from dialect_exports import Exported, exported_family
+from tiny_run import FAMILIES
+
+from drivekd.runtime.golden import golden_images
+from drivekd.runtime.manifest import DIALECTS
+from drivekd.runtime.session import Session
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """Each family; shared_session and session of the folder above are then on its bundle, in each dialect."""
+    return exported_family(tmp_path_factory.getbasetemp(), request.param)
+
+
+@pytest.fixture(scope="module", params=DIALECTS)
+def shared_session(request: pytest.FixtureRequest, exported: Exported) -> Iterator[Session]:
+    with Session(exported.bundle, threads=1, dialect=request.param) as session:
+        yield session
+
+
+@pytest.fixture
+def images(exported: Exported) -> Images:
+    return golden_images(exported.bundle.manifest.images.tile_px)
+
+
+@pytest.fixture(scope="module", params=DIALECTS)
+def sessions(request: pytest.FixtureRequest, exported: Exported) -> Iterator[tuple[Session, Session]]:
+    """One whose prefix is kept and whose memory is reserved, and one that reads everything anew."""
+    with (
+        Session(exported.bundle, threads=1, dialect=request.param) as kept,
+        Session(exported.bundle, threads=1, dialect=request.param) as anew,
+    ):
+        yield kept, anew
+
+
+@pytest.fixture
+def kept(sessions: tuple[Session, Session]) -> Session:
+    sessions[0].prefix.forget()
+    return sessions[0]
+
+
+@pytest.fixture
+def anew(sessions: tuple[Session, Session]) -> Session:
+    sessions[1].prefix.forget()
+    return sessions[1]
+
+
+@pytest.fixture
+def frame(exported: Exported) -> Images:
+    return golden_images(exported.bundle.manifest.images.tile_px, NUM_CAMERAS)
