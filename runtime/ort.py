@@ -8,6 +8,7 @@ comes to the host.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from types import TracebackType
 
 import numpy as np
@@ -165,6 +166,9 @@ class OrtRunner:
         # a plan for every shape that comes, in memory beside that of calls without one: 170 MB for a tile of InternViT-300M, and
         # no call is faster by it
         options.enable_mem_pattern = False
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # weights lie beside the arena
         if self.spec.precision == "int4":  # DequantizeLinear + MatMul become MatMulNBits, with int8 activations within a block
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         if self.spec.data_file is not None:
@@ -183,6 +187,17 @@ class OrtRunner:
         stated = [f"{tensor.name} {tensor.dtype}" for tensor in (*self.spec.inputs, *self.spec.outputs)]
         if found != stated:
             raise BundleError(f"{self.spec.file} has the tensors {found}, the manifest says {stated}")
+
+
+@cache
+def _share_arena() -> None:
+    """One arena for what the calls of all sessions need, grown no further than asked: vision and decoder take turns in it.
+
+    InternVL3-1B int4: 50 MB less with one camera, 65 with six than with an arena each (measured). It stays with the process.
+    """
+    place = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
+    as_requested = {"arena_extend_strategy": 1, "max_mem": 0}  # 0 = no limit
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(as_requested))
 
 
 def _ort_value(feed: Feed) -> onnxruntime.OrtValue:
