@@ -87,8 +87,7 @@ class Sampler:
                 tokens[row] = _likeliest_allowed(logits[row], mask)
         if is_drawn:
             tokens = self._drawn(logits, range(len(logits)) if branches is None else branches)
-        chosen = np.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-        return tokens, chosen.astype(np.float64) - normalizers
+        return tokens, logits[range(len(logits)), tokens].astype(np.float64) - normalizers
 
     def _normalizer(self, row: NDArray[np.float32], top: float) -> float:
         """Logarithm of the sum of exp over one row of logits [V], whose largest is `top`. Raises RunnerError.
