@@ -13,8 +13,10 @@ import hashlib
 import importlib.machinery
 import shutil
 import subprocess
+import sys
 import types
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,9 @@ import numpy as np
 import pytest
 
 from drivekd.export.engine_profiles import Limits, Profile, decoder_profiles, vision_profiles
+from drivekd.runtime import backends, trt
 from drivekd.runtime.bundle import Bundle, digest_line
+from drivekd.runtime.cuda_memory import CudaMemory
 from drivekd.runtime.engine_record import RECORD_VERSION, EngineEntry, EngineRecord, engine_platform
 from drivekd.runtime.gpu import Device
 from drivekd.runtime.manifest import FileEntry, GraphSpec
@@ -254,6 +258,14 @@ class FakeContext:
 
 def profiles_of(graph: str, spec: GraphSpec) -> tuple[Profile, ...]:
     return vision_profiles(spec, LIMITS) if graph == "vision" else decoder_profiles(spec, LIMITS)
+
+
+def install(fake: FakeTensorRT, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`import tensorrt` gives the stand-in, this machine's GPU is ORIN, and its memory is the compiled library's."""
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
+    monkeypatch.setattr(trt, "CudaMemory", partial(CudaMemory, library))
+    for module in (trt, backends):
+        monkeypatch.setattr(module, "this_device", lambda: ORIN)
 
 
 def write_engines(bundle: Bundle, version: str = VERSION) -> Path:

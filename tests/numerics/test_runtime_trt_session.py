@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_tensorrt import ORIN, FakeTensorRT, compile_libcuda, write_engines
+from fake_tensorrt import FakeTensorRT, compile_libcuda, install, write_engines
 
 from drivekd.images import RGBImage
-from drivekd.runtime import backends, load_bundle, read_bundle, trt
-from drivekd.runtime.cuda_memory import CudaMemory
+from drivekd.runtime import load_bundle, read_bundle
 
 Images = dict[str, RGBImage]
 
@@ -26,10 +23,7 @@ def built(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tupl
     write_engines(read)
     library = compile_libcuda(tmp_path / "cuda")
     api = FakeTensorRT(read, library)
-    monkeypatch.setitem(sys.modules, "tensorrt", api)
-    monkeypatch.setattr(trt, "CudaMemory", partial(CudaMemory, library))
-    for module in (trt, backends):
-        monkeypatch.setattr(module, "this_device", lambda: ORIN)
+    install(api, library, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder, api
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
-from fake_tensorrt import ORIN, FakeTensorRT, compile_libcuda, write_engines
+from fake_tensorrt import FakeTensorRT, compile_libcuda, install, write_engines
 from small_bundle import write_small_bundle
 from trt_cases import DECODER
 
-from drivekd.runtime import backends, trt
 from drivekd.runtime.bundle import Bundle, read_bundle
-from drivekd.runtime.cuda_memory import CudaMemory
 from drivekd.runtime.trt import TrtRunner
 
 
@@ -34,10 +30,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> str:
 def api(bundle: Bundle, library: str, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     fake = FakeTensorRT(bundle, library)
     fake.counters.limit_memory(1 << 40)
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr(trt, "CudaMemory", partial(CudaMemory, library))
-    monkeypatch.setattr(trt, "this_device", lambda: ORIN)
-    monkeypatch.setattr(backends, "this_device", lambda: ORIN)
+    install(fake, library, monkeypatch)
     return fake
 
 
