@@ -82,7 +82,7 @@ class Sampler:
         tokens = logits.argmax(axis=1)  # [B]
         normalizers = [self._normalizer(row, float(row[token])) for row, token in zip(logits, tokens, strict=True)]
         is_drawn = self._sampling.temperature > 0
-        for row, mask in enumerate(masks or ()):
+        for row, mask in zip(range(len(logits)), masks or (), strict=masks is not None):
             if mask is not None and (is_drawn or not mask.allows(int(tokens[row]))):
                 tokens[row] = _likeliest_allowed(logits[row], mask)
         if is_drawn:

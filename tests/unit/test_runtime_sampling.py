@@ -41,8 +41,9 @@ class Only:
         logits[self._tokens] = kept
 
 
-def test_greedy_is_argmax_with_its_log_probability() -> None:
-    logits = random_logits(0, scale=30)
+@pytest.mark.parametrize(("vocab_size", "scale"), [(11, 30.0), (151_674, 3.0)])
+def test_greedy_is_argmax_with_its_log_probability(vocab_size: int, scale: float) -> None:
+    logits = random_logits(0, vocab_size=vocab_size, scale=scale)
     tokens, logprobs = greedy(logits)
     assert tokens.tolist() == logits.argmax(axis=1).tolist()
     np.testing.assert_allclose(logprobs, log_softmax(logits).max(axis=1), atol=1e-6)  # exp in float32
@@ -85,6 +86,11 @@ def test_the_likeliest_token_is_taken_without_a_mask_where_it_is_allowed() -> No
 def test_a_mask_that_allows_nothing_is_an_error(sampling: Sampling) -> None:
     with pytest.raises(RunnerError, match="allows no token"):
         Sampler(sampling, NAMES).choose(random_logits(2), masks=[None, Only(), None])
+
+
+def test_every_row_has_its_mask() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        Sampler().choose(random_logits(2), masks=[None])
 
 
 def test_without_a_mask_the_logits_are_left_alone() -> None:
