@@ -71,6 +71,9 @@ class EveryToken:
     def forced(self) -> list[int]:
         return []
 
+    def allows(self, token: int) -> bool:
+        return self._constraint.allows(token)
+
     def mask(self, logits: NDArray[np.float32]) -> None:
         self._constraint.mask(logits)
 
