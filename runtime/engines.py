@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from drivekd.chat import PromptEncoder
 from drivekd.errors import BundleError, CheckpointError
+from drivekd.freed_memory import return_freed_memory
 from drivekd.images import PatchSettings
 from drivekd.processor import Processor, parse_tokenizer
 
@@ -14,7 +15,6 @@ from .bundle import Bundle
 from .concat import ConcatDecoder
 from .decoder import Decoder
 from .embedding import EMBEDDING_FILE, embedding_from_bytes
-from .freed_memory import return_freed_memory
 from .gqa import GqaDecoder
 from .huge_pages import huge_pages
 from .ort import OrtRunner

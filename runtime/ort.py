@@ -16,10 +16,10 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from drivekd.errors import BundleError, RunnerError
+from drivekd.freed_memory import large_blocks_apart, return_freed_memory
 
 from .bundle import Bundle
 from .external_weights import external_values
-from .freed_memory import large_blocks_apart, return_freed_memory
 from .manifest import GraphSpec
 from .onnx_file import read_onnx
 from .runner import Array, DeviceTensor, Feed

@@ -30,13 +30,6 @@ def return_large_blocks() -> None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
-def return_freed_pages() -> None:
-    """What lies free between smaller blocks that are in use goes back to the system, too, on a host with glibc."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is full, on a GPU or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

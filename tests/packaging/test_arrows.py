@@ -20,7 +20,19 @@ ROOTS = {
 CORE = {"drivekd"} | {
     f"drivekd.{name}"
     for name in (
-        *("errors", "config", "digests", "log", "images", "chat", "internvl_chat", "processor", "run_directory", "tables"),
+        *(
+            "errors",
+            "config",
+            "digests",
+            "log",
+            "images",
+            "chat",
+            "internvl_chat",
+            "processor",
+            "run_directory",
+            "tables",
+            "freed_memory",
+        ),
         "data.sample",
     )
 }

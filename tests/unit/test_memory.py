@@ -37,7 +37,8 @@ def test_freed_maps_leave_the_process() -> None:
 
 PAGES = """
 import torch
-from drivekd.distill.memory import return_freed_pages, return_large_blocks
+from drivekd.distill.memory import return_large_blocks
+from drivekd.freed_memory import return_freed_memory
 
 def resident_mb():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -50,7 +51,7 @@ for _ in range(80):
     held.append(torch.ones(1 << 10))
 freed.clear()
 kept = resident_mb() - before
-return_freed_pages()
+return_freed_memory()
 print(kept, resident_mb() - before)
 """
 
