@@ -48,8 +48,8 @@ class BoundBundle:
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime
 
-        from drivekd.runtime.embedding import EMBEDDING_FILE, embedding_from_bytes
-        from drivekd.runtime.manifest import manifest_from_bytes
+        from drivekd.runtime.bundle.manifest import manifest_from_bytes
+        from drivekd.runtime.decoder.embedding import EMBEDDING_FILE, embedding_from_bytes
 
         manifest = manifest_from_bytes((folder / "manifest.json").read_bytes(), str(folder))
         self._model, self._spec = manifest.model, manifest.graphs["decoder.gqa"]

@@ -25,8 +25,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from drivekd.data.sample import CAPABILITIES
 from drivekd.models.tiny import SPECIAL_TOKENS, write_checkpoint
+from drivekd.sample import CAPABILITIES
 
 PATCH_PX = 14
 SHARPNESS = 1.5  # on unit-variance queries and keys: scores then have a standard deviation of 1.5² = 2.25

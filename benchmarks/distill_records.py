@@ -16,8 +16,8 @@ from distill_models import WORDS, BenchmarkFolder, Recipe, write_models
 from PIL import Image
 
 from drivekd.data.convert import convert_file
-from drivekd.data.sample import CAMERAS, CAPABILITIES
 from drivekd.processor import load_processor
+from drivekd.sample import CAMERAS, CAPABILITIES
 
 CAMERA_PX = (800, 450)
 ANSWER_SHARE = 0.15  # of a record's text

@@ -38,7 +38,7 @@ from machine import environment, processor
 from torch import nn
 
 from drivekd.errors import ConfigError
-from drivekd.run_directory import versions
+from drivekd.files import versions
 
 UNAVAILABLE = 3  # exit status of a process whose settings this version does not know
 

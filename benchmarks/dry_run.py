@@ -30,10 +30,10 @@ from distill_models import SIZES, Recipe
 from distill_records import make_benchmark
 
 from drivekd.config import RunConfig, load_config
-from drivekd.distill.plan import Plan, dry_run
-from drivekd.distill.run import read_training_samples, train
-from drivekd.distill.trainer import Trainer
-from drivekd.run_directory import versions
+from drivekd.distill.dry_run.plan import Plan, dry_run
+from drivekd.distill.training.train import read_training_samples, train
+from drivekd.distill.training.trainer import Trainer
+from drivekd.files import versions
 from drivekd.tables import print_table
 
 SETTINGS: dict[str, list[str]] = {

@@ -152,8 +152,8 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from drivekd.export import bundle
-    from drivekd.export.plan import plan_from_options
-    from drivekd.run_directory import versions
+    from drivekd.export.settings import plan_from_options
+    from drivekd.files import versions
 
     torch.set_num_threads(arguments.threads)
     stages = {"rest": {"seconds": 0.0, "peak_mb": 0.0}}
@@ -209,7 +209,7 @@ def _calibration_records(work: Path) -> Path:
 def _compile(arguments: argparse.Namespace) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from drivekd.export.trt import compile_ahead
+    from drivekd.export.trt.engines import compile_ahead
 
     (precision,) = arguments.precision
     rows = compile_ahead(

@@ -13,9 +13,9 @@ from datetime import date
 from pathlib import Path
 
 from drivekd.export import bundle_from_checkpoint
-from drivekd.export.accuracy import AccuracyRow
-from drivekd.export.plan import plan_from_options
-from drivekd.run_directory import versions
+from drivekd.export.parity.accuracy import AccuracyRow
+from drivekd.export.settings import plan_from_options
+from drivekd.files import versions
 
 VARIANTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "fp32": ("fp32", ()),

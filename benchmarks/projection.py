@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from drivekd.distill.gradients import GradientRows
 from drivekd.distill.projection import project
+from drivekd.distill.training.gradients import GradientRows
 
 NUM_ROWS = 4  # CE and three capabilities
 ORDER = (2, 1, 3)

@@ -28,10 +28,10 @@ from tokenizers import Tokenizer
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.config import load_config
-from drivekd.data.sample import CAMERAS, CAPABILITIES
-from drivekd.distill.run import read_training_samples
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.training.train import read_training_samples
+from drivekd.distill.training.trainer import Trainer
 from drivekd.models.tiny import train_tokenizer, write_checkpoint
+from drivekd.sample import CAMERAS, CAPABILITIES
 from drivekd.tables import render_table
 
 QUESTIONS = {

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
-from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.images import load_image, preprocess
 from drivekd.processor import Processor
+from drivekd.sample import CAPABILITIES, Sample
 
 IGNORED = -100
 LEARNING_RATE = 5e-5  # the released defaults (METHOD section 2): AdamW, no decay, no clipping, constant rate, accumulation 4

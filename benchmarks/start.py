@@ -57,10 +57,10 @@ def child(bundle: Path, threads: int, cameras: int, verdicts: Path) -> None:
     """Start as load_bundle does, stage by stage, and print what it took."""
     stages = Stages()
     stages.run("import", lambda: importlib.import_module("drivekd.runtime"))
-    from drivekd.runtime.bundle import read_bundle
-    from drivekd.runtime.gate import pass_gate
-    from drivekd.runtime.golden import GOLDEN_FILE
-    from drivekd.runtime.session import Session
+    from drivekd.runtime.bundle.reader import read_bundle
+    from drivekd.runtime.parity.gate import pass_gate
+    from drivekd.runtime.parity.golden import GOLDEN_FILE
+    from drivekd.runtime.session.session import Session
 
     read = stages.run("verify", lambda: read_bundle(bundle, defer=True))
     golden = read.files[GOLDEN_FILE]
@@ -73,7 +73,7 @@ def child(bundle: Path, threads: int, cameras: int, verdicts: Path) -> None:
 
 
 def _answer(session: Any, cameras: int) -> None:
-    from drivekd.runtime.golden import golden_images
+    from drivekd.runtime.parity.golden import golden_images
 
     tiles = golden_images(session.manifest.images.tile_px, cameras)
     session.answer(dict(zip(session.cameras or tiles, tiles.values(), strict=False)), max_new_tokens=TOKENS)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache, Decoder, Logits
-from drivekd.runtime.grammar import Constraint
-from drivekd.runtime.triad import Branch, branch, decode
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.grammar import Constraint
+from drivekd.runtime.decoder.protocol import Cache, Decoder, Logits
+from drivekd.runtime.session.triad import Branch, branch, decode
 
 WANTED = 1e4  # a logit that no grammar's mask leaves in doubt
 

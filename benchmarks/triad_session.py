@@ -20,13 +20,14 @@ from triad_forced import EveryToken, say, texts
 from triad_frame import Found, Frame
 
 from drivekd.images import RGBImage
-from drivekd.runtime import load_bundle, ort
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.grammar import Constraint
-from drivekd.runtime.prefix import camera_tiles
-from drivekd.runtime.session import Session
-from drivekd.runtime.triad import branch, opened
+from drivekd.runtime import load_bundle
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.grammar import Constraint
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.engine import ort
+from drivekd.runtime.session.prefix import camera_tiles
+from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.triad import branch, opened
 
 FAR_MS = 1e7  # a deadline that is asked at every call and never comes
 STAGES = ("vision", "prefill", "questions", "decode")

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, load_bundle
-from drivekd.runtime.golden import golden_images
-from drivekd.runtime.schemas import Schema, valid_answer
-from drivekd.runtime.worker import WorkerSession
+from drivekd.runtime.answers.schemas import Schema, valid_answer
+from drivekd.runtime.parity.golden import golden_images
+from drivekd.runtime.resilience.worker import WorkerSession
 
 PACKAGES = ("numpy", "onnxruntime", "llguidance", "tokenizers", "safetensors", "pillow", "pydantic")
 TRAINING_ONLY = ("torch", "transformers", "onnx")

@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from drivekd.data.sample import CAPABILITIES, Capability
 from drivekd.errors import ConfigError
+from drivekd.sample import CAPABILITIES, Capability
 
 Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]

@@ -1,8 +1,8 @@
 """OpenGVLab's original layout of InternVL ("internvl_chat", as OpenGVLab/InternVL3-8B), read as transformers' `-hf` layout.
 
 No code of the checkpoint is run. Its configuration, tokenizer and chat format become what OpenGVLab/InternVL3-8B-hf holds; its
-weights are renamed by drivekd.models.internvl_chat. Only InternVL3's kind is read: a Qwen2 language model, pixel shuffle "v2" and
-the vision tower's last layer; anything else is refused by name. Prompts are the -hf layout's: no system turn.
+weights are renamed by drivekd.models.internvl_weights. Only InternVL3's kind is read: a Qwen2 language model, pixel shuffle "v2"
+and the vision tower's last layer; anything else is refused by name. Prompts are the -hf layout's: no system turn.
 
     vision_config   image_size, qkv_bias, qk_normalization, dropout, ...    InternVLVisionConfig's names below
     llm_config      a Qwen2Config

@@ -1,6 +1,6 @@
 """From a checkpoint to a verified bundle.
 
-Names that need torch are imported when they are asked for: `drivekd.export.trt` runs on a car without torch.
+Names that need torch are imported when they are asked for: `drivekd.export.trt.engines` runs on a car without torch.
 """
 
 if __name__ != "drivekd.export":
@@ -8,8 +8,8 @@ if __name__ != "drivekd.export":
 
 from typing import TYPE_CHECKING
 
-from .parity import ParityRow, ParityTable
-from .trt import engines_from_bundle
+from .parity.table import ParityRow, ParityTable
+from .trt.engines import engines_from_bundle
 
 if TYPE_CHECKING:
     from .bundle import bundle_from_checkpoint

@@ -12,35 +12,35 @@ from pathlib import Path
 import safetensors.numpy
 
 from drivekd.errors import BundleError, DataError, ExportError, UsageError
+from drivekd.files import whole_directory
 from drivekd.log import logger
 from drivekd.processor import Processor
-from drivekd.run_directory import whole_directory
-from drivekd.runtime.bundle import read_bundle
+from drivekd.runtime.answers.questions import fill_template
+from drivekd.runtime.answers.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
+from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
+from drivekd.runtime.bundle.reader import read_bundle
 from drivekd.runtime.check import check_bundle
-from drivekd.runtime.golden import GOLDEN_FILE, golden_images, record_golden
-from drivekd.runtime.manifest import EmbeddingSpec, GraphSpec
-from drivekd.runtime.questions import fill_template
-from drivekd.runtime.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
-from drivekd.runtime.session import Session
+from drivekd.runtime.parity.golden import GOLDEN_FILE, golden_images, record_golden
+from drivekd.runtime.session.session import Session
 
-from .accuracy import AccuracyRow, accuracy_rows, check_records
-from .calibration import Calibrated, CameraSample, calibrate, camera_samples
-from .checkpoint_source import locate_checkpoint
-from .embedding_table import embedding_spec, quantize_embedding
 from .exported import Exported, manifest_of, write_manifest
-from .graphs import write_graphs
-from .layer_recording import record_layers
-from .layer_values import LAYERS_FILE
-from .matmuls import check_exclusions, matmul_names
-from .measure import decoder_rows, measure_parity
-from .parity import ParityRow, ParityTable, parity_table
-from .plan import ExportPlan
-from .prompt_set import PromptSet
-from .quantization import convert
-from .reference import take_reference
-from .sensitivity import SensitivityReport, sensitivity
-from .shared_weights import share_weights
-from .source import Source, load_source
+from .graphs.graphs import write_graphs
+from .graphs.shared_weights import share_weights
+from .parity.accuracy import AccuracyRow, accuracy_rows, check_records
+from .parity.measure import decoder_rows, measure_parity
+from .parity.table import ParityRow, ParityTable, parity_table
+from .quantize.calibration import Calibrated, CameraSample, calibrate, camera_samples
+from .quantize.convert import convert
+from .quantize.embedding import embedding_spec, quantize_embedding
+from .quantize.matmuls import check_exclusions, matmul_names
+from .quantize.sensitivity import SensitivityReport, sensitivity
+from .settings import ExportPlan
+from .source.checkpoint import locate_checkpoint
+from .source.layer_recording import record_layers
+from .source.layer_values import LAYERS_FILE
+from .source.prompts import PromptSet
+from .source.reference import take_reference
+from .source.source import Source, load_source
 
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
 EMBEDDING_FILE = "embedding.safetensors"

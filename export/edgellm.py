@@ -23,14 +23,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drivekd.errors import CheckpointError, ExportError, UsageError
+from drivekd.files import refuse_non_empty, whole_directory
 from drivekd.processor import parse_tokenizer, write_processor
-from drivekd.run_directory import refuse_non_empty, whole_directory
-from drivekd.runtime.bundle import Bundle, read_bundle
-from drivekd.runtime.golden import GOLDEN_FILE, MIN_AGREEMENT, TIE_MARGIN, load_golden
-from drivekd.runtime.referee import golden_questions, until_end
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
+from drivekd.runtime.parity.golden import GOLDEN_FILE, MIN_AGREEMENT, TIE_MARGIN, load_golden
+from drivekd.runtime.parity.referee import golden_questions, until_end
 
-from .checkpoint_source import CheckpointSource, load_weights, locate_checkpoint, weights_sha256
 from .edgellm_readme import EDGELLM_VERSION, kit_readme
+from .source.checkpoint import CheckpointSource, load_weights, locate_checkpoint, weights_sha256
 
 CHECKPOINT_DIR = "checkpoint"
 

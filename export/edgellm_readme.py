@@ -11,7 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from drivekd.images import ImageSettings
-from drivekd.runtime.manifest import Manifest
+from drivekd.runtime.bundle.manifest import Manifest
 
 EDGELLM_VERSION = "0.11.0"
 ROUND_TO = 256  # engine limits are rounded up to whole steps, for questions of other lengths than the golden ones

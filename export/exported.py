@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from drivekd import __version__
 from drivekd.digests import file_digest
 from drivekd.processor import Processor
-from drivekd.runtime.bundle import digest_line
-from drivekd.runtime.manifest import (
+from drivekd.runtime.bundle.manifest import (
     DIGEST_FILE,
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -25,9 +24,10 @@ from drivekd.runtime.manifest import (
     Manifest,
     ModelInfo,
 )
+from drivekd.runtime.bundle.reader import digest_line
 
-from .prompt_set import PromptSet
-from .reference import Reference
+from .source.prompts import PromptSet
+from .source.reference import Reference
 
 
 @dataclass(frozen=True)

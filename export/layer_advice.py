@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .non_finite import NonFinite
+from .parity.non_finite import NonFinite
 
 # Operators of norms and of softmax: their intermediate sums leave fp16 first (DEPLOY: norm variance and softmax in fp32)
 NORM_OPS = {"ReduceMean", "Pow", "Sqrt", "Reciprocal", "LayerNormalization", "SimplifiedLayerNormalization"}

@@ -1,4 +1,4 @@
-"""Signing a bundle with a private key. The format and its check: runtime/signature.py. Imports no torch."""
+"""Signing a bundle with a private key. The format and its check: runtime/bundle/signature.py. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivekd.errors import ExportError, UsageError
-from drivekd.runtime.bundle import Bundle, read_bundle, signed_digests
-from drivekd.runtime.manifest import ENGINES_DIR
-from drivekd.runtime.signature import (
+from drivekd.runtime.bundle.manifest import ENGINES_DIR
+from drivekd.runtime.bundle.reader import Bundle, read_bundle, signed_digests
+from drivekd.runtime.bundle.signature import (
     CURVES,
     MEDIA_TYPE,
     PAYLOAD_TYPE,

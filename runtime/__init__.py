@@ -3,17 +3,17 @@
 if __name__ != "drivekd.runtime":
     raise ImportError("import drivekd.runtime")
 
-from .answer import Answer, FinishReason
 from .answer_session import AnswerSession
+from .answers.answer import Answer, FinishReason
 from .bench import BenchReport, bench_bundle
-from .bundle import read_bundle
+from .bundle.manifest import Manifest
+from .bundle.reader import read_bundle
 from .check import CheckReport, check_bundle
-from .fallback import Ladder, Rung
-from .health import HealthSnapshot
-from .manifest import Manifest
-from .sampling import GREEDY, Sampling
-from .session import Session, load_bundle
-from .worker import WorkerSession, WorkerSettings
+from .meters.health import HealthSnapshot
+from .resilience.ladder import Ladder, Rung
+from .resilience.worker import WorkerSession, WorkerSettings
+from .session.sampling import GREEDY, Sampling
+from .session.session import Session, load_bundle
 
 __all__ = [
     "GREEDY",

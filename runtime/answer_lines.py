@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .answer import Answer
-from .marks import without_tags
+from .answers.answer import Answer
+from .pictures.marks import without_tags
 
 PLACES = ("camera", "position", "box")  # shown by the mark; the camera is said behind the words
 UNKNOWN = "?"  # a null inside an object

@@ -7,11 +7,11 @@ from typing import Protocol
 
 from drivekd.images import RGBImage
 
-from .answer import Answer
-from .generation import Cancelled, OnText
-from .health import HealthSnapshot
-from .manifest import Manifest, Variable
-from .sampling import GREEDY, Sampling
+from .answers.answer import Answer
+from .bundle.manifest import Manifest, Variable
+from .meters.health import HealthSnapshot
+from .session.generation import Cancelled, OnText
+from .session.sampling import GREEDY, Sampling
 
 
 class AnswerSession(Protocol):

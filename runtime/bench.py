@@ -16,11 +16,11 @@ import numpy as np
 from drivekd.errors import UsageError
 from drivekd.images import RGBImage
 
-from .answer import Answer
-from .golden import golden_images
-from .health import memory_mb
-from .power import PowerMeter, PowerReport
-from .session import Session, load_bundle
+from .answers.answer import Answer
+from .meters.health import memory_mb
+from .meters.power import PowerMeter, PowerReport
+from .parity.golden import golden_images
+from .session.session import Session, load_bundle
 
 
 @dataclass(frozen=True)

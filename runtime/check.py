@@ -8,18 +8,18 @@ from typing import Any
 
 from drivekd.errors import BundleError
 
-from .backends import choose_backend
-from .bundle import Bundle, read_bundle
-from .decoder import choose_dialect
-from .engine_record import list_targets, verify_engine
-from .gate import keep_verdict, replay_now
-from .golden import GOLDEN_FILE, Replay
-from .manifest import Manifest
-from .onnx_file import OnnxFile
-from .ort import PROVIDERS
-from .platform import check_platform
-from .session import Session
-from .signature import SignatureState
+from .bundle.engine_record import list_targets, verify_engine
+from .bundle.manifest import Manifest
+from .bundle.onnx_file import OnnxFile
+from .bundle.reader import Bundle, read_bundle
+from .bundle.signature import SignatureState
+from .decoder.protocol import choose_dialect
+from .engine.backends import choose_backend
+from .engine.ort import PROVIDERS
+from .engine.ort_operators import check_platform
+from .parity.gate import keep_verdict, replay_now
+from .parity.golden import GOLDEN_FILE, Replay
+from .session.session import Session
 
 UNUSABLE = "NOT USABLE"
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+from .bundle.manifest import EmbeddingSpec, GraphSpec, Manifest, TensorSpec
+from .bundle.signature import SignatureState
 from .check import UNUSABLE, CheckReport
-from .manifest import EmbeddingSpec, GraphSpec, Manifest, TensorSpec
-from .signature import SignatureState
 
 Value: TypeAlias = str | int | float | bool
 Table: TypeAlias = tuple[str, list[str], list[list[str]]]  # title, header, rows

@@ -20,8 +20,8 @@ import numpy as np
 
 from drivekd.errors import RunnerError
 
-from .gpu import CUDA_LIBRARY
-from .runner import Array
+from .engine.cuda import CUDA_LIBRARY
+from .engine.runner import Array
 
 ALIGNMENT = 256  # bytes; what cuMemAlloc gives and TensorRT wants
 

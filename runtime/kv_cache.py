@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .manifest import ModelInfo
-from .runner import Array, DeviceTensor, Feed
+from .bundle.manifest import ModelInfo
+from .engine.runner import Array, DeviceTensor, Feed
 
 PARTS = ("key", "value")
 

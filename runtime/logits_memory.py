@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 from numpy.typing import NDArray
 
-from .decoder import Logits
+from .decoder.protocol import Logits
 
 NUM_BLOCKS = 2  # a decode loop holds the last logits while the next are written
 

@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drivekd.export.engine_profiles import Limits, Profile, decoder_profiles, vision_profiles
-from drivekd.runtime import backends, trt
-from drivekd.runtime.bundle import Bundle, digest_line
+from drivekd.export.trt.profiles import Limits, Profile, decoder_profiles, vision_profiles
+from drivekd.runtime.bundle.engine_record import RECORD_VERSION, EngineEntry, EngineRecord, engine_platform
+from drivekd.runtime.bundle.manifest import FileEntry, GraphSpec
+from drivekd.runtime.bundle.reader import Bundle, digest_line
 from drivekd.runtime.cuda_memory import CudaMemory
-from drivekd.runtime.engine_record import RECORD_VERSION, EngineEntry, EngineRecord, engine_platform
-from drivekd.runtime.gpu import Device
-from drivekd.runtime.manifest import FileEntry, GraphSpec
-from drivekd.runtime.ort import OrtRunner
+from drivekd.runtime.engine import backends, trt
+from drivekd.runtime.engine.cuda import Device
+from drivekd.runtime.engine.ort import OrtRunner
 
 ORIN = Device("Orin", 87, "540.4.0, CUDA 12.6")
 LIMITS = Limits(images=2, branches=3, prompt=512, context=1024)

@@ -20,15 +20,7 @@ from tokenizers.models import WordLevel
 
 from drivekd.chat import ChatFormat
 from drivekd.images import ImageSettings
-from drivekd.runtime.manifest import (
-    EmbeddingSpec,
-    FileEntry,
-    Generation,
-    GraphSpec,
-    Manifest,
-    ModelInfo,
-    TensorSpec,
-)
+from drivekd.runtime.bundle.manifest import EmbeddingSpec, FileEntry, Generation, GraphSpec, Manifest, ModelInfo, TensorSpec
 
 CHAT = ChatFormat("<u>", "<i>", "<x>", "</i>", "<a>", "<e>", 1)
 HEAD_WEIGHT = np.arange(32, dtype=np.float32).reshape(4, 8)

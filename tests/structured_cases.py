@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from drivekd.runtime.schemas import COMPLETE, STEPS, Schema, kind, nullable
+from drivekd.runtime.answers.schemas import COMPLETE, STEPS, Schema, kind, nullable
 
 ANSWERS: dict[str, dict[str, Any]] = {
     "perception": {

@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # heavy, and a test of a numpy module must not pay for torch
     from drivekd.config import RunConfig
     from drivekd.data.batch import Batch, Collator
     from drivekd.data.packs import Pack
-    from drivekd.data.sample import Sample
-    from drivekd.distill.features import ImageFeatures
-    from drivekd.distill.objectives import Objectives
     from drivekd.distill.rows import Rows
-    from drivekd.distill.teachers import Teachers
-    from drivekd.distill.trainer import Trainer
+    from drivekd.distill.teachers.features import ImageFeatures
+    from drivekd.distill.teachers.teachers import Teachers
+    from drivekd.distill.training.objectives import Objectives
+    from drivekd.distill.training.trainer import Trainer
+    from drivekd.sample import Sample
 
 COLOURS = ("Red", "Green", "Blue")
 QUESTIONS = {
@@ -122,8 +122,8 @@ def sharpened(model: PreTrainedModel) -> PreTrainedModel:
 
 def start_trainer(run: TinyRun, *overrides: str, labelled: list[Sample] | None = None) -> Trainer:
     """A trainer on run.yaml with overrides; labelled: samples instead of those of run.yaml's files."""
-    from drivekd.distill.run import read_training_samples
-    from drivekd.distill.trainer import Trainer, TrainingSamples
+    from drivekd.distill.training.train import read_training_samples
+    from drivekd.distill.training.trainer import Trainer, TrainingSamples
 
     config = run.config(*overrides)
     return Trainer(config, read_training_samples(config) if labelled is None else TrainingSamples(labelled, [], []))
@@ -150,7 +150,7 @@ class Pair:
 
     def losses(self, batch: Batch, step: int = 0) -> dict[str, float]:
         """Each term's sum over the batch, divided by the batch's samples (CE: labelled samples)."""
-        from drivekd.distill.objectives import StepSize
+        from drivekd.distill.training.objectives import StepSize
 
         size = StepSize(step, max(1, int(batch.labelled.sum())), len(batch.samples))
         with self.objectives.losses(batch, size) as found:
@@ -160,7 +160,7 @@ class Pair:
         """A step over micro-batches of packs: each term's loss, and its gradient [P] over the trainable parameters."""
         import torch
 
-        from drivekd.distill.objectives import StepSize
+        from drivekd.distill.training.objectives import StepSize
 
         samples = [sample for chunk in chunks for pack in chunk for sample in pack]
         size = StepSize(step, sum(sample.answer is not None for sample in samples), len(samples))
@@ -186,7 +186,7 @@ def load_pair(run: TinyRun, *overrides: str, labelled: list[Sample] | None = Non
 
 def frame_samples(run: TinyRun, questions: Sequence[int], *, labelled: float = 0.7, seed: int = 0) -> list[Sample]:
     """questions[i] of them about frame i: mixed capabilities and lengths, some without answer; odd frames have two pictures."""
-    from drivekd.data.sample import CAPABILITIES, Sample
+    from drivekd.sample import CAPABILITIES, Sample
 
     rng = np.random.default_rng(seed)
     samples = []

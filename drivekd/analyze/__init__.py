@@ -8,6 +8,6 @@ plots        the curves as pictures
 run          all of it: analysis.json, which `drivekd train` reads, and a table
 """
 
-from .run import analyze
+from .analysis import analyze
 
 __all__ = ["analyze"]

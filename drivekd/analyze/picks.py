@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from drivekd.data.sample import Capability
+from drivekd.sample import Capability
 
 from .curves import Curves
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from drivekd.data.sample import Capability
+from drivekd.sample import Capability
 
 from .curves import Curves
 from .picks import RUN_COSINE, CapabilityPick

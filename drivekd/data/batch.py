@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from drivekd.data.packs import Pack
-from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage, load_image
 from drivekd.processor import Processor
+from drivekd.sample import CAPABILITIES, Sample
 
 IGNORED_LABEL = -100
 PADDING, PREFIX = -1, 0  # values of Batch.segment; questions are 1, 2, ...

@@ -15,13 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from drivekd.data.drivekd_records import IMAGE_MARKER
-from drivekd.data.formats import ForeignRecord, detect_format
+from drivekd.data.foreign import ForeignRecord, detect_format
 from drivekd.data.json_file import read_json, write_json
 from drivekd.data.kinds import infer_kind
 from drivekd.data.readers import foreign_records
-from drivekd.data.sample import CAMERAS, Capability
 from drivekd.data.tags import CoordinateStyle, cameras_named, coordinate_style, malformed_tags, normalize_tags
 from drivekd.errors import DataError, UsageError
+from drivekd.sample import CAMERAS, Capability
 
 SourceFormat = Literal["drivelm", "drivebench", "auto"]
 CAPABILITY_OF_TOPIC: Mapping[str, Capability] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from drivekd.data.drivelm import QUESTION_TYPES
-from drivekd.data.formats import ForeignRecord, required_paths, required_text
+from drivekd.data.foreign import ForeignRecord, required_paths, required_text
 from drivekd.data.json_file import json_type
 from drivekd.errors import DataError
 

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from drivekd.data.json_file import json_type
 from drivekd.data.kinds import infer_kind, options
-from drivekd.data.sample import ANSWER_KINDS, CAMERAS, CAPABILITIES, AnswerKind, Capability, Sample
+from drivekd.sample import ANSWER_KINDS, CAMERAS, CAPABILITIES, AnswerKind, Capability, Sample
 
 IMAGE_MARKER = "<image>"
 _META_KEYS = ("kind", "topic", "scene", "frame", "cameras", "ego_speed_mps")

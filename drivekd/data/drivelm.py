@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from drivekd.data.formats import ForeignRecord, required_paths, required_text
+from drivekd.data.foreign import ForeignRecord, required_paths, required_text
 from drivekd.data.json_file import json_type
 from drivekd.errors import DataError
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from drivekd.errors import DataError
-from drivekd.run_directory import write_text_atomic
+from drivekd.files import write_text_atomic
 
 
 def read_json(path: Path) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from drivekd.data.sample import AnswerKind
+from drivekd.sample import AnswerKind
 
 _LETTERS = "ABCDEFGH"
 # The word ends there: "No." and "Yes, two cars." are answers, DriveLM's "No entry." and "No such action ..." are not.

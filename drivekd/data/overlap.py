@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from drivekd.data.convert import ImageFinder
-from drivekd.data.formats import detect_format
+from drivekd.data.foreign import detect_format
 from drivekd.data.json_file import read_json
 from drivekd.data.readers import foreign_records
 from drivekd.errors import DataError

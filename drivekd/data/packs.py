@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from drivekd.data.sample import Sample
+from drivekd.sample import Sample
 
 Pack: TypeAlias = tuple[Sample, ...]  # samples that show the same ordered images
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from drivekd.data.drivebench import drivebench_records
 from drivekd.data.drivekd_records import ParsedRecord, parse_record
 from drivekd.data.drivelm import drivelm_records
-from drivekd.data.formats import ForeignRecord, Format, detect_format
+from drivekd.data.foreign import ForeignRecord, Format, detect_format
 from drivekd.data.json_file import json_type, read_json
-from drivekd.data.sample import Sample
 from drivekd.errors import DataError
+from drivekd.sample import Sample
 
 
 def read_samples(path: Path, *, image_root: Path | None = None, unlabelled: bool = False) -> list[Sample]:

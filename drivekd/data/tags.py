@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from drivekd.data.sample import CAMERAS
+from drivekd.sample import CAMERAS
 
 CoordinateStyle = Literal["normalized", "pixel"]
 

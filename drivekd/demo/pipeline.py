@@ -15,17 +15,17 @@ from pathlib import Path
 
 from drivekd.config import RunConfig, load_config
 from drivekd.data.readers import read_samples
-from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.demo.ros_workspace import build_workspace, run_ros_demo
 from drivekd.demo.table import HEADER, TITLE, accuracy_rows, format_score
-from drivekd.distill.run import train
+from drivekd.distill.training.train import train
 from drivekd.errors import UsageError
 from drivekd.evaluate import EvaluationReport, evaluate, write_report
 from drivekd.evaluate.answerers import open_answerer
 from drivekd.export import bundle_from_checkpoint
+from drivekd.files import write_json_atomic, write_text_atomic
 from drivekd.log import ProgressLine, logger
-from drivekd.ros_workspace import build_workspace, run_ros_demo
-from drivekd.run_directory import write_json_atomic, write_text_atomic
 from drivekd.runtime.bench import bench_bundle
+from drivekd.sample import CAPABILITIES, Sample
 from drivekd.tables import render_table
 from drivekd.world import WorldSettings, build_world
 

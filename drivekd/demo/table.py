@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from drivekd.data.sample import CAPABILITIES
 from drivekd.evaluate import EvaluationReport, ScoreRow
+from drivekd.sample import CAPABILITIES
 
 HEADER = ["", *CAPABILITIES]
 TITLE = "accuracy on held-out scenes [95 % interval by scene]   * = not beyond the majority answer"

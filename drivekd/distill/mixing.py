@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.sample import CAPABILITIES, Sample
 
 RELEASED_DIAGONAL, RELEASED_ELSEWHERE = 0.8, 0.1  # the released mixing matrix (METHOD section 2)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from drivekd.config import RunConfig
-from drivekd.data.sample import CAPABILITIES, Capability, Sample
 from drivekd.distill.projection import Pair
+from drivekd.sample import CAPABILITIES, Capability, Sample
 
 
 @dataclass(frozen=True)

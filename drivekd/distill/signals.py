@@ -19,8 +19,8 @@ from torch import Tensor
 
 from drivekd.config import SignalConfig
 from drivekd.data.batch import PREFIX, Batch
-from drivekd.data.sample import Capability
 from drivekd.errors import ConfigError
+from drivekd.sample import Capability
 
 Grouping = Literal["window", "proportional"]
 LossKind = Literal["mse", "cosine", "hidden", "kl"]

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from drivekd.data.sample import CAMERAS, Sample
 from drivekd.errors import DataError
 from drivekd.evaluate.scores import ImageSetting
 from drivekd.images import RGBImage, load_image
 from drivekd.runtime import load_bundle, read_bundle
+from drivekd.sample import CAMERAS, Sample
 
 _CAMERA = re.compile("|".join(rf"{camera}(?![A-Z_]*[A-Z])" for camera in CAMERAS))
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drivekd.data.sample import Sample
 from drivekd.digests import checkpoint_digest
 from drivekd.errors import DataError
 from drivekd.evaluate.generation import embed_prompts, generate_greedy
@@ -19,6 +18,7 @@ from drivekd.evaluate.scores import ImageSetting
 from drivekd.images import PixelValues, load_image
 from drivekd.models import encode_images, load_model
 from drivekd.processor import load_processor
+from drivekd.sample import Sample
 
 _BATCHES_PER_CHUNK = 16  # questions whose image embeddings are held at once, in batches; bounds memory, not results
 _THREADS = 4

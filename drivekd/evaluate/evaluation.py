@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.data.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
 from drivekd.errors import DataError
 from drivekd.evaluate import metrics
@@ -18,6 +17,7 @@ from drivekd.evaluate.extract import choice, options, yes_no
 from drivekd.evaluate.metrics import Item, TagCounts
 from drivekd.evaluate.schema import field_names, is_schema_valid
 from drivekd.evaluate.scores import EvaluationReport, ImageSetting, MajoritySource, Prediction, ScoreRow, TagRow
+from drivekd.sample import CAPABILITIES, Sample
 
 
 class Answerer(Protocol):

@@ -8,8 +8,8 @@ from drivekd.data.readers import read_samples
 from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.evaluation import evaluate
 from drivekd.evaluate.scores import COLUMNS, write_report
+from drivekd.files import refuse_non_empty
 from drivekd.log import ProgressLine
-from drivekd.run_directory import refuse_non_empty
 
 
 def evaluate_file(

@@ -19,7 +19,7 @@ from transformers import InternVLForConditionalGeneration
 from drivekd.processor import INTERNVL, INTERNVL_CHAT
 
 from .family import Family, Part, load_weights
-from .internvl_chat import hf_weights
+from .internvl_weights import hf_weights
 
 MODEL_TYPE = INTERNVL
 

@@ -7,7 +7,7 @@ are met here (METHOD section 5):
 - the same name is registered with AttentionMaskInterface, else padding vanishes;
 - under gradient checkpointing the backward pass runs the forward again, which must save the same tensors: the map is computed
   again and the first one stays. The backward pass therefore belongs into the capture's block;
-- FSDP2 frees the weights behind a map that is not a module's output: see `drivekd.distill.sharding`.
+- FSDP2 frees the weights behind a map that is not a module's output: see `drivekd.distill.training.sharding`.
 
     B samples, S positions, R chosen rows, V chosen columns, D width
 """

@@ -8,11 +8,11 @@ Imports numpy and Pillow only. See `oracle` for the rules of the road and `quest
 
 from .build import FORMAT_VERSION, WorldSummary, build_world
 from .coordinates import COORDINATE_WORDS, bin_center, format_coordinate, format_tag
-from .labels import Label
 from .oracle import Plan, plan
-from .painting import render_frame
+from .picture.labels import Label
+from .picture.painting import render_frame
 from .questions import PROMPTS, Record, records_of, without_answer
-from .scene import Actor, Scene
+from .scene.scene import Actor, Scene
 from .settings import SPLITS, Split, WorldSettings
 from .staging import make_scene
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drivekd import __version__
 from drivekd.errors import DataError, UsageError
-from drivekd.run_directory import whole_directory
+from drivekd.files import whole_directory
 
 from .frames import FrameJob, FrameResult, make_frames
 from .oracle import Action

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drivekd.data.sample import CAMERAS
 from drivekd.errors import UsageError
 from drivekd.log import ProgressLine
+from drivekd.sample import CAMERAS
 
 from .build import build_world
 from .settings import WorldSettings

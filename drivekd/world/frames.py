@@ -16,9 +16,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from .labels import Label
 from .oracle import Action, plan
-from .painting import render_frame
+from .picture.labels import Label
+from .picture.painting import render_frame
 from .questions import Record, records_of
 from .settings import Split, WorldSettings
 from .staging import make_scene

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .scene import Scene
+from .scene.scene import Scene
 
 Action = Literal["keep", "slow", "brake", "left", "right"]
 Cause = Literal["signal", "vehicle", "pedestrian", "curve", "nothing"]

@@ -12,13 +12,13 @@ from typing import TypedDict, TypeVar
 
 import numpy as np
 
-from drivekd.data.sample import AnswerKind, Capability
+from drivekd.sample import AnswerKind, Capability
 
 from .coordinates import format_tag
-from .labels import Label, describe_actor
 from .oracle import FAST_MPS, Action, Cause, Plan, plan, reaches_lead
-from .scene import Actor, ActorKind, LeadState, Scene
-from .street import SignalState
+from .picture.labels import Label, describe_actor
+from .scene.scene import Actor, ActorKind, LeadState, Scene
+from .scene.street import SignalState
 
 Key = TypeVar("Key", bound=str)
 

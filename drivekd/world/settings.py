@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from drivekd.data.sample import CAMERAS
 from drivekd.errors import UsageError
+from drivekd.sample import CAMERAS
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

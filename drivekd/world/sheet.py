@@ -14,13 +14,13 @@ from typing import cast
 
 from PIL import Image, ImageDraw, ImageFont
 
-from drivekd.data.sample import CAMERAS, Capability
+from drivekd.sample import CAMERAS, Capability
 
-from .labels import Label, describe_actor
 from .oracle import Action, plan
-from .painting import render_frame
+from .picture.labels import Label, describe_actor
+from .picture.painting import render_frame
 from .questions import ACTIONS, OPTIONS_INTRO, Question, questions_of
-from .scene import DAYLIGHTS, WEATHERS, Scene
+from .scene.scene import DAYLIGHTS, WEATHERS, Scene
 from .situation import Situation
 from .staging import make_scene, situation_of
 

@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from .oracle import FAST_MPS, Action
-from .scene import DAYLIGHTS, EGO_SPEEDS_MPS, WEATHERS, Daylight, LaneState, LeadState, Weather
-from .street import SignalState
+from .scene.scene import DAYLIGHTS, EGO_SPEEDS_MPS, WEATHERS, Daylight, LaneState, LeadState, Weather
+from .scene.street import SignalState
 
 T = TypeVar("T")
 

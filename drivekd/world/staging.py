@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .camera import make_camera
-from .labels import look
 from .oracle import COLLISION_TIME_S, FAST_MPS, plan
-from .road import Road
-from .scene import PAINTS, Actor, ActorKind, Scene
-from .scenery import place_scenery
+from .picture.camera import make_camera
+from .picture.labels import look
+from .scene.road import Road
+from .scene.scene import PAINTS, Actor, ActorKind, Scene
+from .scene.scenery import place_scenery
+from .scene.vehicles import VEHICLE_SIZES_M
 from .situation import Situation, draw_situation
-from .vehicles import VEHICLE_SIZES_M
 
 _MAX_ATTEMPTS = 300
 _CHECK_SIZE_PX = (320, 180)

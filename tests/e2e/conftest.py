@@ -66,7 +66,7 @@ def uninterrupted(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -
     import torch  # heavy, and most files here want none
     from train_cases import configured
 
-    from drivekd.distill.run import train
+    from drivekd.distill.training.train import train
 
     out = tmp_path_factory.mktemp("runs") / "run"
     threads = torch.get_num_threads()

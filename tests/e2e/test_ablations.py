@@ -8,9 +8,9 @@ import pytest
 from tiny_run import TinyRun
 
 from drivekd.config import RunConfig, load_config
-from drivekd.data.sample import CAPABILITIES
-from drivekd.distill.run import train
+from drivekd.distill.training.train import train
 from drivekd.log import read_metrics
+from drivekd.sample import CAPABILITIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

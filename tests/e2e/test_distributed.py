@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from tiny_run import TinyRun, start_trainer
 from torch import Tensor
 
-from drivekd.distill.run import train
-from drivekd.distill.teachers import Teacher
+from drivekd.distill.teachers.teachers import Teacher
+from drivekd.distill.training.train import train
 from drivekd.log import read_metrics
 from drivekd.models import load_model
 

@@ -50,8 +50,8 @@ def test_bound_decoder_agrees_with_the_session(small_export: SmallExport) -> Non
     """What is timed is what the product computes: same tokens, same logits behind the prompt."""
     from decode_worker import BoundBundle
 
-    from drivekd.runtime.bundle import read_bundle
-    from drivekd.runtime.session import Session
+    from drivekd.runtime.bundle.reader import read_bundle
+    from drivekd.runtime.session.session import Session
 
     bundle, prompt = small_export.bundle, np.random.default_rng(0).integers(300, 600, 24).tolist()
     bound = BoundBundle(bundle, threads=1)

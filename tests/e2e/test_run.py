@@ -93,7 +93,7 @@ def test_the_page_is_read() -> None:
 def test_every_flag_is_on_the_page() -> None:
     import typer
 
-    from drivekd import cli
+    from drivekd.cli import verbs as cli
 
     verbs = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
     page = (ROOT / "docs" / "running.md").read_text()

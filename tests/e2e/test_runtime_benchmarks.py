@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from drivekd.runtime import ort
+from drivekd.runtime.engine import ort
 
 if TYPE_CHECKING:
     from conftest import Printed, RunBenchmark, SmallExport

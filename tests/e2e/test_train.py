@@ -12,13 +12,13 @@ from train_cases import LENGTH, STEPS, configured, leftovers, names, scalars
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.config import load_config
-from drivekd.data.sample import CAPABILITIES
-from drivekd.distill.plan import dry_run
-from drivekd.distill.run import train
+from drivekd.distill.dry_run.plan import dry_run
+from drivekd.distill.training.train import train
+from drivekd.files import versions
 from drivekd.log import read_metrics
 from drivekd.models.internvl import load_model
 from drivekd.processor import load_processor
-from drivekd.run_directory import versions
+from drivekd.sample import CAPABILITIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ from train_cases import configured
 
 from drivekd.data.batch import Batch
 from drivekd.distill.maps import Maps
-from drivekd.distill.run import train
-from drivekd.distill.teachers import Teacher
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.teachers.teachers import Teacher
+from drivekd.distill.training.train import train
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from tiny_run import TinyRun
 from train_cases import STEPS, assert_same_run, configured, leftovers, names
 
-from drivekd.distill import checkpoint
-from drivekd.distill.block_store import BlockStore
-from drivekd.distill.run import train
+from drivekd.distill.teachers.store import BlockStore
+from drivekd.distill.training import checkpoint
+from drivekd.distill.training.train import train
 from drivekd.errors import DrivekdError, TrainingError
 from drivekd.log import MetricsFile
 

@@ -14,7 +14,7 @@ from tiny_run import NO_TEACHERS, TinyRun
 from train_cases import STEPS, assert_same_run, configured, names, scalars
 
 from drivekd.digests import file_digest
-from drivekd.distill.run import train
+from drivekd.distill.training.train import train
 from drivekd.errors import CheckpointError, ConfigError, UsageError
 from drivekd.log import logger
 

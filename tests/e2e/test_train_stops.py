@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tiny_run import TinyRun
 from train_cases import STEPS, assert_same_run, configured, overrides, same_weights, steps_of
 
-from drivekd.distill.checkpoint import newest_checkpoint
-from drivekd.distill.run import train
+from drivekd.distill.training.checkpoint import newest_checkpoint
+from drivekd.distill.training.train import train
 from drivekd.errors import TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,7 +93,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from drivekd.cli import main
-from drivekd.distill.objectives import Objectives
+from drivekd.distill.training.objectives import Objectives
 
 honest, calls = Objectives.losses, 0
 

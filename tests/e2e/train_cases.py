@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from tiny_run import TinyRun
 
 from drivekd.config import RunConfig
-from drivekd.data.sample import CAPABILITIES
 from drivekd.log import read_metrics
+from drivekd.sample import CAPABILITIES
 
 STEPS = 12
 # Whatever a resume must repeat is on: own anchors (stage 2 then settles conflicts in a random order), packs, dynamic weights

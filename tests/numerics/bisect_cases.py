@@ -14,17 +14,17 @@ import safetensors.torch
 import torch
 from onnx import numpy_helper
 
-from drivekd.export.bisect import decoder_feeds, vision_feeds
-from drivekd.export.calibration import record_ranges
-from drivekd.export.graphs import write_graphs
-from drivekd.export.layer_recording import record_layers
-from drivekd.export.layer_values import LAYERS_FILE, layer_values_from_bytes
-from drivekd.export.quantization import GraphPlan, convert
-from drivekd.export.source import Source, load_source
+from drivekd.export.graphs.graphs import write_graphs
+from drivekd.export.parity.bisect import decoder_feeds, vision_feeds
+from drivekd.export.quantize.calibration import record_ranges
+from drivekd.export.quantize.convert import GraphPlan, convert
+from drivekd.export.source.layer_recording import record_layers
+from drivekd.export.source.layer_values import LAYERS_FILE, layer_values_from_bytes
+from drivekd.export.source.source import Source, load_source
 from drivekd.models.tiny import QWEN_SPECIAL_TOKENS, TinySize, build_tiny, build_tiny_qwen, train_tokenizer, write_checkpoint
-from drivekd.runtime.bundle import Bundle, digest_line
-from drivekd.runtime.golden import golden_images
-from drivekd.runtime.manifest import EmbeddingSpec, FileEntry, Generation, Manifest
+from drivekd.runtime.bundle.manifest import EmbeddingSpec, FileEntry, Generation, Manifest
+from drivekd.runtime.bundle.reader import Bundle, digest_line
+from drivekd.runtime.parity.golden import golden_images
 
 CORPUS = ["What are the important objects in the current scene? Signal: red. A white van is near.", "Brake to a stop."] * 20
 WORDS = ["CAM_FRONT", "CAM_BACK"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from drivekd.distill.block_shard import StoredDtype
-from drivekd.distill.block_store import BlockStore
+from drivekd.distill.teachers.shard import StoredDtype
+from drivekd.distill.teachers.store import BlockStore
 
 SPEC = {"kind": "attention", "teacher": "sha256:ab", "layers": [12, -1]}
 SHAPES = [(3, 5), (0, 7), (1,), (), (2, 0, 3), (2, 3, 4)]

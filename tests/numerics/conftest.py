@@ -19,10 +19,10 @@ from tiny_run import FAMILIES
 
 import drivekd.export.bundle as writer
 from drivekd.export import ParityTable, bundle_from_checkpoint
-from drivekd.export.source import Source
+from drivekd.export.source.source import Source
 from drivekd.images import RGBImage
 from drivekd.runtime import Session, load_bundle, read_bundle
-from drivekd.runtime.bundle import Bundle
+from drivekd.runtime.bundle.reader import Bundle
 
 GRAPH_FILES = ("vision.onnx", "decoder.gqa.onnx", "decoder.concat.onnx", "decoder.data")
 

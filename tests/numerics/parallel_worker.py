@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from tiny_run import TinyRun, start_trainer
 
-from drivekd.distill.parallel import join
-from drivekd.distill.sharding import gathered
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.training.parallel import join
+from drivekd.distill.training.sharding import gathered
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import DrivekdError, TrainingError
 
 STEPS = 3

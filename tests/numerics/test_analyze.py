@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from tiny_run import TinyRun
 
 from drivekd.analyze import analyze
+from drivekd.analyze.analysis import SAMPLES_PER_CAPABILITY, choose, measure
 from drivekd.analyze.curves import Curves
-from drivekd.analyze.measurement import MeasuredModel
+from drivekd.analyze.measured_model import MeasuredModel
 from drivekd.analyze.picks import pick
 from drivekd.analyze.plots import PLOTS
-from drivekd.analyze.run import SAMPLES_PER_CAPABILITY, choose, measure
 from drivekd.data.readers import read_samples
-from drivekd.data.sample import CAPABILITIES, Capability, Sample
-from drivekd.distill.layer_choices import signal_config
 from drivekd.distill.signals import signal_for
+from drivekd.distill.teachers.layer_choices import signal_config
 from drivekd.errors import CheckpointError, ConfigError, UsageError
+from drivekd.sample import CAPABILITIES, Capability, Sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -20,13 +20,13 @@ from tiny_run import TinyRun
 from torch import Tensor
 
 from drivekd.analyze.curves import Curves
-from drivekd.analyze.measurement import MeasuredModel, token_grid
+from drivekd.analyze.measured_model import MeasuredModel, token_grid
 from drivekd.data.batch import IGNORED_LABEL, Collator
 from drivekd.data.packs import single_packs
 from drivekd.data.readers import read_samples
-from drivekd.data.sample import Sample
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.processor import load_processor
+from drivekd.sample import Sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

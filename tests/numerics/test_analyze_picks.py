@@ -10,7 +10,7 @@ import pytest
 
 from drivekd.analyze.curves import Curves
 from drivekd.analyze.picks import first_quarter_peak, last_local_peak, longest_run, pick, pick_signal, spans
-from drivekd.data.sample import CAPABILITIES
+from drivekd.sample import CAPABILITIES
 
 
 def test_curves_like_the_papers_give_the_papers_layers() -> None:

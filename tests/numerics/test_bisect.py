@@ -23,11 +23,11 @@ from bisect_cases import (
     write_qwen_source,
 )
 
-from drivekd.export.bisect import STEP, bisect
-from drivekd.export.layer_values import LAYERS_FILE, layer_values_from_bytes
-from drivekd.export.source import Source
-from drivekd.runtime.bundle import Bundle
-from drivekd.runtime.manifest import Manifest
+from drivekd.export.parity.bisect import STEP, bisect
+from drivekd.export.source.layer_values import LAYERS_FILE, layer_values_from_bytes
+from drivekd.export.source.source import Source
+from drivekd.runtime.bundle.manifest import Manifest
+from drivekd.runtime.bundle.reader import Bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,11 +11,11 @@ import pytest
 from bisect_cases import FAULTS, GQA, VISION, edited
 
 from drivekd.errors import BundleError, UsageError
-from drivekd.export import bisect as bisecting
-from drivekd.export import probed_graph
-from drivekd.export.bisect import HEADER, STEP, BisectReport, bisect, bisect_bundle, relative_error
-from drivekd.export.layer_values import LAYERS_FILE
-from drivekd.runtime.bundle import Bundle
+from drivekd.export.parity import bisect as bisecting
+from drivekd.export.parity import probed_graph
+from drivekd.export.parity.bisect import HEADER, STEP, BisectReport, bisect, bisect_bundle, relative_error
+from drivekd.export.source.layer_values import LAYERS_FILE
+from drivekd.runtime.bundle.reader import Bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from drivekd.distill.block_shard import StoredDtype, bytes_for
-from drivekd.distill.block_store import BlockStore, stale_directories, store_directory
+from drivekd.distill.teachers.shard import StoredDtype, bytes_for
+from drivekd.distill.teachers.store import BlockStore, stale_directories, store_directory
 from drivekd.errors import DataError, TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -292,7 +292,7 @@ def test_reading_a_block_does_not_read_its_shard(tmp_path: Path) -> None:
 
 
 def test_only_so_many_shards_are_open_and_all_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drivekd.distill.block_store._MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr("drivekd.distill.teachers.store._MAX_OPEN_SHARDS", 2)
     names = list("abcdef")
     for name in names:
         fill(tmp_path, [name])

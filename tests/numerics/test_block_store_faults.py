@@ -19,10 +19,10 @@ import torch
 from block_cases import SPEC, assert_holds, fill, value_of, warnings_of
 from safetensors.torch import save_file
 
-import drivekd.distill.block_disk as block_disk
-from drivekd.distill.block_disk import RESERVE_BYTES, require_space
-from drivekd.distill.block_shard import block_name, bytes_for
-from drivekd.distill.block_store import BlockStore
+import drivekd.distill.teachers.disk as block_disk
+from drivekd.distill.teachers.disk import RESERVE_BYTES, require_space
+from drivekd.distill.teachers.shard import block_name, bytes_for
+from drivekd.distill.teachers.store import BlockStore
 from drivekd.errors import DrivekdError, TrainingError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -159,7 +159,7 @@ def test_old_leftovers_are_removed_and_young_ones_kept(tmp_path: Path) -> None:
 
 
 forks = mp.get_context("forkserver")  # a fresh process without this one's threads, in milliseconds once torch is loaded
-forks.set_forkserver_preload(["torch", "drivekd.distill.block_store"])
+forks.set_forkserver_preload(["torch", "drivekd.distill.teachers.store"])
 
 
 def start(target: Callable[..., None], *arguments: Any) -> Any:

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_run import NO_TEACHERS, TinyRun, start_trainer
 
-from drivekd.distill.checkpoint import newest_checkpoint, step_directories
-from drivekd.distill.inputs import check_inputs, input_digests, input_files
-from drivekd.distill.run import train
-from drivekd.distill.run_files import RunFiles
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.training.checkpoint import newest_checkpoint, step_directories
+from drivekd.distill.training.resume import check_inputs, input_digests, input_files
+from drivekd.distill.training.run_files import RunFiles
+from drivekd.distill.training.train import train
+from drivekd.distill.training.trainer import Trainer
 from drivekd.distill.validation import Validations
 from drivekd.errors import CheckpointError, ConfigError
 from drivekd.log import read_metrics

@@ -19,8 +19,8 @@ from drivekd.export.edgellm import write_edgellm_kit
 from drivekd.export.edgellm_readme import EDGELLM_VERSION, kit_readme
 from drivekd.images import PatchSettings, load_image
 from drivekd.runtime import load_bundle, read_bundle
-from drivekd.runtime.golden import NUM_IMAGES, load_golden
-from drivekd.runtime.referee import judge_outputs
+from drivekd.runtime.parity.golden import NUM_IMAGES, load_golden
+from drivekd.runtime.parity.referee import judge_outputs
 
 EDGELLM_PROGRAMS = {"tensorrt-edgellm-export", "llm_build", "visual_build", "llm_inference"}
 

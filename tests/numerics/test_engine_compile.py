@@ -22,13 +22,13 @@ from small_bundle import DATA_BYTES, DECODER, HEAD_WEIGHT, VISION, decoder_model
 from tiny_run import TinyRun
 
 from drivekd.errors import BundleError, ExportError
-from drivekd.export.engine_builder import BuildSettings, BuiltEngine, build_engine, load_api
-from drivekd.export.engine_plan import EngineSource, engine_sources
-from drivekd.export.engine_profiles import Limits, Profile, decoder_profiles, vision_profiles
-from drivekd.export.trt import compile_ahead, engines_from_bundle
+from drivekd.export.trt.builder import BuildSettings, BuiltEngine, build_engine, load_api
+from drivekd.export.trt.engines import compile_ahead, engines_from_bundle
+from drivekd.export.trt.profiles import Limits, Profile, decoder_profiles, vision_profiles
+from drivekd.export.trt.sources import EngineSource, engine_sources
 from drivekd.runtime import read_bundle
-from drivekd.runtime.engine_record import engine_platform, verify_engine
-from drivekd.runtime.manifest import GraphSpec, TensorSpec
+from drivekd.runtime.bundle.engine_record import engine_platform, verify_engine
+from drivekd.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: drivekd[rtx]")
 
@@ -57,8 +57,8 @@ def compiled(api: ModuleType, source: EngineSource, folder: Path, capability: in
 @pytest.fixture(scope="module")
 def float_graphs(family_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, GraphSpec]]:
     """Both families' graphs in fp32, as they are exported."""
-    from drivekd.export.graphs import write_graphs
-    from drivekd.export.source import load_source
+    from drivekd.export.graphs.graphs import write_graphs
+    from drivekd.export.source.source import load_source
 
     folder = tmp_path_factory.mktemp("graphs")
     return folder, write_graphs(load_source(family_run.folder / "student", None), folder, ["concat"])
@@ -68,7 +68,7 @@ def float_graphs(family_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) 
 def test_every_precision_compiles(
     api: ModuleType, float_graphs: tuple[Path, dict[str, GraphSpec]], tmp_path: Path, precision: str
 ) -> None:
-    from drivekd.export.quantization import GraphPlan, convert
+    from drivekd.export.quantize.convert import GraphPlan, convert
 
     folder, specs = float_graphs
     for graph, spec in specs.items():
@@ -83,8 +83,8 @@ def any_calibration(path: Path) -> Any:
     """Activations of up to 3: scales decide numbers, not whether it compiles."""
     import onnx_ir as ir
 
-    from drivekd.export.activation_ranges import ActivationRange, Calibration
-    from drivekd.export.matmuls import weight_array, weight_matmuls
+    from drivekd.export.quantize.matmuls import weight_array, weight_matmuls
+    from drivekd.export.quantize.ranges import ActivationRange, Calibration
 
     nodes = weight_matmuls(ir.load(path).graph)
     sizes = {node.name or "": len(weight_array(node)) for node in nodes}
@@ -273,7 +273,7 @@ def test_a_failed_rebuild_leaves_the_engines_that_were_there(tmp_path: Path, mon
 
 def test_an_interrupt_inside_tensorrt_stops_the_build(api: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is raised in a thread of TensorRT's, through which no Python exception may travel."""
-    monkeypatch.setattr("drivekd.export.engine_progress.INTERVAL_S", 0.0)
+    monkeypatch.setattr("drivekd.export.trt.progress.INTERVAL_S", 0.0)
     said: list[str] = []
 
     def interrupted(line: str) -> None:
@@ -286,7 +286,7 @@ def test_an_interrupt_inside_tensorrt_stops_the_build(api: ModuleType, tmp_path:
 
 
 def test_progress_names_engine_phase_time_and_memory(api: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drivekd.export.engine_progress.INTERVAL_S", 0.0)
+    monkeypatch.setattr("drivekd.export.trt.progress.INTERVAL_S", 0.0)
     lines: list[str] = []
     build_engine(api, small_source(tmp_path), BuildSettings(AMPERE), folder=tmp_path, on_line=lines.append)
     assert len(lines) > 5
@@ -296,7 +296,7 @@ def test_progress_names_engine_phase_time_and_memory(api: ModuleType, tmp_path: 
 KILLED = """
 import sys, os, signal
 from pathlib import Path
-from drivekd.export.trt import compile_ahead
+from drivekd.export.trt.engines import compile_ahead
 def kill(line):
     if line.startswith("decoder"):
         os.kill(os.getpid(), signal.SIGKILL)

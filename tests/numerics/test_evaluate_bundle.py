@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from drivekd.data.sample import Sample
 from drivekd.errors import DataError
 from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.bundle_answerer import BundleAnswerer
 from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
+from drivekd.sample import Sample
 
 MAX_NEW_TOKENS = 4
 

@@ -25,7 +25,7 @@ from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportErr
 from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
 from drivekd.images import RGBImage
 from drivekd.runtime import bench_bundle, check_bundle, load_bundle, read_bundle
-from drivekd.runtime.ort import OrtRunner
+from drivekd.runtime.engine.ort import OrtRunner
 
 GRAPHS = ("vision.onnx", "decoder.concat.onnx", "decoder.gqa.onnx")
 

@@ -11,9 +11,9 @@ import pytest
 from graph_cases import SIZE, WrittenGraphs, assert_same, open_session
 
 from drivekd.errors import UsageError
-from drivekd.export import graphs as export_graphs
-from drivekd.export.graphs import write_graphs
-from drivekd.export.passes import name_weights
+from drivekd.export.graphs import graphs as export_graphs
+from drivekd.export.graphs.graphs import write_graphs
+from drivekd.export.lowering.passes import name_weights
 
 pytestmark = pytest.mark.usefixtures("module_on_one_thread")
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_run import TinyRun
 
-from drivekd.distill.run import train
+from drivekd.distill.training.train import train
 from drivekd.errors import CheckpointError, ExportError
-from drivekd.export.checkpoint_source import locate_checkpoint, stated_license
-from drivekd.export.source import load_source
+from drivekd.export.source.checkpoint import locate_checkpoint, stated_license
+from drivekd.export.source.source import load_source
 from drivekd.models import load_model
 
 SHORT = ("teachers={}", "data.unlabelled=[]", "training.unlabelled_batch_size=0", "training.steps=2", "training.batch_size=3")

@@ -13,9 +13,9 @@ import torch
 import drivekd.export.bundle as writer
 from drivekd.errors import ExportError
 from drivekd.export import ParityTable, bundle_from_checkpoint
-from drivekd.export.graphs import causal_mask
-from drivekd.export.parity import parity_row, parity_table
-from drivekd.runtime.manifest import GraphSpec
+from drivekd.export.graphs.graphs import causal_mask
+from drivekd.export.parity.table import parity_row, parity_table
+from drivekd.runtime.bundle.manifest import GraphSpec
 
 
 def test_every_output_is_within_its_limit(exported: tuple[Path, ParityTable]) -> None:

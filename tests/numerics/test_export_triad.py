@@ -13,11 +13,11 @@ import pytest
 from drivekd.errors import DataError, RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime import Session, load_bundle, read_bundle
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.ort import BoundGraph
-from drivekd.runtime.sampling import top2_margin
-from drivekd.runtime.triad import branch, decode
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.engine.ort import BoundGraph
+from drivekd.runtime.session.sampling import top2_margin
+from drivekd.runtime.session.triad import branch, decode
 
 Images = dict[str, RGBImage]
 STEPS = 12

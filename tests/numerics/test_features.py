@@ -13,11 +13,11 @@ import torch
 from tiny_run import NO_TEACHERS, Pair, TinyRun, frame_samples, load_pair, start_trainer
 from torch import Tensor
 
-import drivekd.distill.features as module
+import drivekd.distill.teachers.features as module
 from drivekd.data.batch import Batch
 from drivekd.data.packs import frame_packs, single_packs
 from drivekd.digests import file_digest
-from drivekd.distill.features import ImageFeatures, Towers, vision_digest
+from drivekd.distill.teachers.features import ImageFeatures, Towers, vision_digest
 from drivekd.models import encode_images, load_model, modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

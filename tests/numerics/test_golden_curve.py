@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # when run as a script
 
 from tiny_run import FAMILIES, TinyRun, make_tokenizer, start_trainer, write_tiny_run
 
-from drivekd.distill import objectives
 from drivekd.distill.signals import Signal
+from drivekd.distill.training import objectives
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from drivekd.distill import gradients
-from drivekd.distill.gradients import GradientRows
+from drivekd.distill.training import gradients
+from drivekd.distill.training.gradients import GradientRows
 
 
 class Net(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from bisect_cases import CONCAT, VISION
 
-from drivekd.export import probed_graph
 from drivekd.export.layer_advice import advice, exclusion
-from drivekd.export.non_finite import NonFinite
-from drivekd.runtime.bundle import Bundle
+from drivekd.export.parity import probed_graph
+from drivekd.export.parity.non_finite import NonFinite
+from drivekd.runtime.bundle.reader import Bundle
 
 ADVICE: list[tuple[tuple[Any, ...], str]] = [
     (("decoder.gqa", "layers.7.output", "int4", None), r"layer 7 loses too much in int4; .*--set 'exclude=\[layers.7.\*\]'"),
@@ -42,7 +42,7 @@ def test_advice_names_the_option(given: tuple[Any, ...], said: str) -> None:
 
 def test_the_suggested_option_is_one_that_export_takes() -> None:
     """The words behind "export again with", as a shell would split them, come out as the pattern."""
-    from drivekd.export.plan import plan_from_options
+    from drivekd.export.settings import plan_from_options
 
     said = advice("decoder.gqa", "layers.7.output", "fp16", None)
     option, value = shlex.split(said.partition("export again with ")[2])
@@ -52,7 +52,7 @@ def test_the_suggested_option_is_one_that_export_takes() -> None:
 
 def test_exclusions_match_the_nodes_of_their_layer_alone(deep: Bundle) -> None:
     """The pattern that is suggested is one that export takes: it finds this layer's MatMuls, not those of layer 10 to 19."""
-    from drivekd.export.matmuls import matching
+    from drivekd.export.quantize.matmuls import matching
 
     model = probed_graph.load_graph(deep, CONCAT)
     names = [node.name for node in model.graph.node]

@@ -11,7 +11,7 @@ import pytest
 from tiny_run import TinyRun, start_trainer
 
 from drivekd.config import SignalConfig, SignalsConfig
-from drivekd.distill.layer_choices import signal_config
+from drivekd.distill.teachers.layer_choices import signal_config
 from drivekd.errors import ConfigError
 
 CHOICE = {"student_layers": [1], "teacher_layers": [1, 2], "signal": "attention", "reason": "a test"}

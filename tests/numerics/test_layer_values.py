@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from bisect_cases import recorded
 
-from drivekd.export.layer_values import (
+from drivekd.export.source.layer_values import (
     LAYERS_FILE,
     GraphValues,
     LayerValues,
@@ -14,8 +14,8 @@ from drivekd.export.layer_values import (
     layer_values_to_bytes,
     probe_places,
 )
-from drivekd.export.source import Source
-from drivekd.runtime.bundle import Bundle
+from drivekd.export.source.source import Source
+from drivekd.runtime.bundle.reader import Bundle
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

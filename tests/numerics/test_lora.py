@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from drivekd.config import LoraConfig
 from drivekd.distill.lora import add_adapters, hold_frozen_linears_in
-from drivekd.distill.run import train
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.training.train import train
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import ConfigError
 from drivekd.models import language_model, load_model, num_layers, part
 from drivekd.models.decoder import run_decoder
@@ -146,7 +146,7 @@ def test_captured_attention_is_the_adapted_one(family_run: TinyRun, start: Start
 
 
 def _size() -> Any:
-    from drivekd.distill.objectives import StepSize
+    from drivekd.distill.training.objectives import StepSize
 
     return StepSize(0, 2, 2)
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.distill.mixing import mixing_matrix, sample_mixing
+from drivekd.sample import CAPABILITIES, Sample
 
 DRAWS = 6000
 

@@ -21,17 +21,17 @@ from torch import Tensor
 
 from drivekd.data.batch import IGNORED_LABEL, Batch
 from drivekd.data.packs import single_packs
-from drivekd.data.sample import CAPABILITIES, Capability, Sample
-from drivekd.distill.features import Towers
 from drivekd.distill.mixing import mixing_matrix
 from drivekd.distill.rows import row_shares, rows_for
-from drivekd.distill.run import read_training_samples
 from drivekd.distill.signals import Signal
-from drivekd.distill.teachers import Teacher
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.teachers.features import Towers
+from drivekd.distill.teachers.teachers import Teacher
+from drivekd.distill.training.train import read_training_samples
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import ConfigError
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.models.tiny import TinySize, build_tiny, write_checkpoint
+from drivekd.sample import CAPABILITIES, Capability, Sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from drivekd.data.batch import PREFIX, Batch
 from drivekd.data.packs import Pack, frame_packs, single_packs
-from drivekd.data.sample import CAPABILITIES, Sample
 from drivekd.models import language_model
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import MapRequest, capture
+from drivekd.sample import CAPABILITIES, Sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

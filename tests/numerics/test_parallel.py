@@ -21,9 +21,9 @@ from parallel_worker import PLACEMENTS, trained
 from tiny_run import NO_TEACHERS, TinyRun, start_trainer
 from torch.distributed.tensor import DTensor
 
-import drivekd.distill.trainer as trainer_module
-from drivekd.distill.parallel import Parallel, Turn, balanced, in_step, join
-from drivekd.distill.sharding import gathered, placed
+import drivekd.distill.training.trainer as trainer_module
+from drivekd.distill.training.parallel import Parallel, Turn, balanced, in_step, join
+from drivekd.distill.training.sharding import gathered, placed
 from drivekd.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,20 +16,21 @@ from typer.testing import CliRunner
 from drivekd.cli import app
 from drivekd.config import RunConfig, TrainingConfig
 from drivekd.data.packs import Pack
-from drivekd.data.sample import CAPABILITIES, Sample
-from drivekd.distill import disk_needs, footprint_measured, plan
-from drivekd.distill.block_store import bytes_for
-from drivekd.distill.disk_needs import first_that_fits
-from drivekd.distill.footprint import Footprint, Shape, after, cheapest_fit
-from drivekd.distill.footprint_measured import with_setting
-from drivekd.distill.measurement import FileCosts, StepTimes, expected_files
-from drivekd.distill.memory import smaller_settings
-from drivekd.distill.plan import Plan, dry_run, measured_config
-from drivekd.distill.run import read_training_samples, train
-from drivekd.distill.run_times import Validation, num_checkpoints, num_validations, run_times
-from drivekd.distill.trainer import Trainer
-from drivekd.distill.workload import Order, Workload, count, representative
+from drivekd.distill.dry_run import disk_needs, plan
+from drivekd.distill.dry_run import measured_footprint as footprint_measured
+from drivekd.distill.dry_run.disk_needs import first_that_fits
+from drivekd.distill.dry_run.footprint import Footprint, Shape, after, cheapest_fit
+from drivekd.distill.dry_run.measured_footprint import with_setting
+from drivekd.distill.dry_run.measured_steps import FileCosts, StepTimes, expected_files
+from drivekd.distill.dry_run.plan import Plan, dry_run, measured_config
+from drivekd.distill.dry_run.run_times import Validation, num_checkpoints, num_validations, run_times
+from drivekd.distill.dry_run.workload import Order, Workload, count, representative
+from drivekd.distill.teachers.store import bytes_for
+from drivekd.distill.training.memory import smaller_settings
+from drivekd.distill.training.train import read_training_samples, train
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import TrainingError
+from drivekd.sample import CAPABILITIES, Sample
 
 MB, GB = 10**6, 10**9
 CPU = torch.device("cpu")

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from tiny_run import TinyRun
 
 from drivekd.errors import DataError
-from drivekd.export.calibration import Calibrated, calibrate, camera_samples
-from drivekd.export.graphs import write_graphs
-from drivekd.export.matmuls import matmul_names
-from drivekd.export.parity import relative_error
-from drivekd.export.probed_graph import prefill_feeds
-from drivekd.export.quantization import ATOL, GraphPlan, convert
-from drivekd.export.shared_weights import share_weights
-from drivekd.export.source import load_source
+from drivekd.export.graphs.graphs import write_graphs
+from drivekd.export.graphs.shared_weights import share_weights
+from drivekd.export.parity.probed_graph import prefill_feeds
+from drivekd.export.parity.table import relative_error
+from drivekd.export.quantize.calibration import Calibrated, calibrate, camera_samples
+from drivekd.export.quantize.convert import ATOL, GraphPlan, convert
+from drivekd.export.quantize.matmuls import matmul_names
+from drivekd.export.source.source import load_source
 from drivekd.export.value_types import value_types
 from drivekd.processor import Processor
-from drivekd.runtime.manifest import GraphSpec
+from drivekd.runtime.bundle.manifest import GraphSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

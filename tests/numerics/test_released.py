@@ -20,12 +20,12 @@ from tiny_run import TinyRun, start_trainer, stepped
 from torch import Tensor
 
 from drivekd.data.readers import read_samples
-from drivekd.data.sample import CAPABILITIES
 from drivekd.distill.projection import agp_coefficients
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import ConfigError
 from drivekd.models.internvl import load_model
 from drivekd.processor import load_processor
+from drivekd.sample import CAPABILITIES
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 released: Any = importlib.import_module("released")

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import drivekd.runtime.triad as triad
+import drivekd.runtime.session.triad as triad
 from drivekd.errors import RunnerError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Session, load_bundle, read_bundle
-from drivekd.runtime.closer import structured_answer
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.grammar import Grammars
-from drivekd.runtime.manifest import DIALECTS
-from drivekd.runtime.ort import BoundGraph, OrtRunner
-from drivekd.runtime.sampling import GREEDY, Sampler, Sampling
-from drivekd.runtime.schemas import ACTIONS, default_schemas, valid_answer
-from drivekd.runtime.triad import Branch, branch, decode, opened
+from drivekd.runtime.answers.cut_answers import structured_answer
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.grammar import Grammars
+from drivekd.runtime.answers.schemas import ACTIONS, default_schemas, valid_answer
+from drivekd.runtime.bundle.manifest import DIALECTS
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.engine.ort import BoundGraph, OrtRunner
+from drivekd.runtime.session.sampling import GREEDY, Sampler, Sampling
+from drivekd.runtime.session.triad import Branch, branch, decode, opened
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 SCHEMAS = default_schemas(("CAM_FRONT", "CAM_BACK"))

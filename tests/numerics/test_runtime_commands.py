@@ -13,10 +13,10 @@ from PIL import Image
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage, load_image
 from drivekd.runtime import Session, bench_bundle
-from drivekd.runtime.answer import Answer
+from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.schemas import default_schemas, valid_answer
 from drivekd.runtime.bench_tables import bench_tables
-from drivekd.runtime.command import FrameReport, run_command
-from drivekd.runtime.schemas import default_schemas, valid_answer
+from drivekd.runtime.run import FrameReport, run_command
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 NUM_FRAMES = 3

@@ -17,9 +17,9 @@ from worker_faults import ENGINE_FAULTS, open_faulty, spoil
 from drivekd.errors import BundleError, DataError, RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Session, load_bundle
-from drivekd.runtime.fallback import Ladder, Rung
-from drivekd.runtime.health import Health, HealthSnapshot
-from drivekd.runtime.worker import WorkerSession, WorkerSettings
+from drivekd.runtime.meters.health import Health, HealthSnapshot
+from drivekd.runtime.resilience.ladder import Ladder, Rung
+from drivekd.runtime.resilience.worker import WorkerSession, WorkerSettings
 
 Images = dict[str, RGBImage]
 CAMERAS = ("CAM_FRONT", "CAM_BACK")

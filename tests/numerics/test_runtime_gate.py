@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from drivekd.errors import BundleError
-from drivekd.runtime import Session, gate, read_bundle
-from drivekd.runtime.gate import keep_verdict, pass_gate, replay_now
-from drivekd.runtime.golden import GOLDEN_FILE, NUM_IMAGES, Replay, golden_images, load_golden
-from drivekd.runtime.npz import npz_bytes
+from drivekd.runtime import Session, read_bundle
+from drivekd.runtime.bundle.npz import npz_bytes
+from drivekd.runtime.parity import gate
+from drivekd.runtime.parity.gate import keep_verdict, pass_gate, replay_now
+from drivekd.runtime.parity.golden import GOLDEN_FILE, NUM_IMAGES, Replay, golden_images, load_golden
 
 PASSED = Replay(vision_cosine=1.0, tokens_compared=5, tokens_agreeing=5)
 

@@ -28,16 +28,16 @@ from worker_faults import (
     open_without_torch,
 )
 
-import drivekd.runtime.worker as worker_module
+import drivekd.runtime.resilience.worker as worker_module
 from drivekd.errors import BundleError, DataError, RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Session, read_bundle
-from drivekd.runtime.child import Child
-from drivekd.runtime.health import memory_mb
-from drivekd.runtime.sampling import Sampling
-from drivekd.runtime.shared_images import SharedImageReader
-from drivekd.runtime.worker import WorkerSession, WorkerSettings
-from drivekd.runtime.worker_process import Start
+from drivekd.runtime.meters.health import memory_mb
+from drivekd.runtime.resilience.child import Child
+from drivekd.runtime.resilience.server import Start
+from drivekd.runtime.resilience.shared_images import SharedImageReader
+from drivekd.runtime.resilience.worker import WorkerSession, WorkerSettings
+from drivekd.runtime.session.sampling import Sampling
 
 Images = dict[str, RGBImage]
 START_S = 60.0  # a child needs 2 s here; a busy machine more
@@ -298,8 +298,8 @@ import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from pathlib import Path
 import numpy as np
 from worker_faults import open_faulty
-from drivekd.runtime.shared_images import SharedImageReader
-from drivekd.runtime.worker import WorkerSession
+from drivekd.runtime.resilience.shared_images import SharedImageReader
+from drivekd.runtime.resilience.worker import WorkerSession
 worker = WorkerSession(Path({str(bundle)!r}), open_session=open_faulty, trigger=Path({str(trigger)!r}), gate=False)
 Path({str(trigger)!r}).write_text("hang")
 Path({str(pid_file)!r}).write_text(str(worker._child.pid))

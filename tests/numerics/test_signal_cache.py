@@ -17,17 +17,17 @@ from PIL import Image
 from tiny_run import Pair, TinyRun, frame_samples, load_pair, start_trainer
 from torch import Tensor
 
-import drivekd.distill.block_disk as block_disk
+import drivekd.distill.teachers.disk as block_disk
 from drivekd.data.batch import Batch
 from drivekd.data.packs import Pack, frame_packs, single_packs
-from drivekd.data.sample import CAPABILITIES, Capability, Sample
-from drivekd.distill.caches import cache_size
-from drivekd.distill.signal_cache import SignalCache
 from drivekd.distill.signals import places_of
-from drivekd.distill.teachers import Teacher, Teachers
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.teachers.caches import cache_size
+from drivekd.distill.teachers.signal_cache import SignalCache
+from drivekd.distill.teachers.teachers import Teacher, Teachers
+from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import TrainingError
 from drivekd.models import load_model
+from drivekd.sample import CAPABILITIES, Capability, Sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

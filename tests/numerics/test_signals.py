@@ -16,7 +16,6 @@ from torch import Tensor
 
 from drivekd.config import SignalConfig
 from drivekd.data.batch import Batch
-from drivekd.data.sample import Sample
 from drivekd.distill.signals import (
     CountedRows,
     Form,
@@ -30,6 +29,7 @@ from drivekd.distill.signals import (
     text_to_vision_places,
 )
 from drivekd.errors import ConfigError
+from drivekd.sample import Sample
 
 DEPTHS = {"1B": 24, "2B": 28, "8B": 28, "14B": 48, "38B": 64, "78B": 80}  # InternVL3's language models, METHOD section 1
 

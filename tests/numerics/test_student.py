@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_run import TinyRun, start_trainer, stepped
 
-from drivekd.distill.student import Student, load_student
-from drivekd.distill.trainer import Trainer
+from drivekd.distill.training.student import Student, load_student
+from drivekd.distill.training.trainer import Trainer
 from drivekd.models import modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -132,7 +132,7 @@ print(sys.modules["drivekd.runtime"].__file__)
 
 def test_the_installed_command_line_imports(installed: Path) -> None:
     code = "import drivekd.cli, drivekd.config; print(drivekd.cli.__file__)"
-    assert run_python(installed, code).strip() == str(installed / "drivekd" / "cli.py")
+    assert run_python(installed, code).strip() == str(installed / "drivekd" / "cli" / "__init__.py")
 
 
 def test_what_make_installs_is_pinned_within_its_floor() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.ros_workspace import ChildProcess, build_workspace, child_process, ros_environment
+from drivekd.demo.ros_workspace import ChildProcess, build_workspace, child_process, ros_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE_NODE = Path(__file__).with_name("fake_node.py")

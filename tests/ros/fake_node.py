@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from drivekd.errors import BundleError, RunnerError
-from drivekd.runtime.answer import Answer
+from drivekd.runtime.answers.answer import Answer
 
 
 @dataclass

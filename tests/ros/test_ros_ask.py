@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from drivekd.ros_workspace import ChildProcess
+from drivekd.demo.ros_workspace import ChildProcess
 
 pytestmark = pytest.mark.ros
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import yaml
-from drivekd_ros.settings import SPECS, settings_from_values
+from drivekd_ros.state.settings import SPECS, settings_from_values
 
 SRC = Path(__file__).resolve().parents[2] / "ros2_ws" / "src"
 BRINGUP = SRC / "drivekd_bringup"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.ros_workspace import ChildProcess
+from drivekd.demo.ros_workspace import ChildProcess
 
 pytestmark = pytest.mark.ros
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from drivekd_ros.conversions import ENCODINGS, rgb_from_compressed, rgb_from_image
+from drivekd_ros.input.conversions import ENCODINGS, rgb_from_compressed, rgb_from_image
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

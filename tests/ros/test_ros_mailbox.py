@@ -6,8 +6,8 @@ import threading
 import time
 
 import pytest
-from drivekd_ros.drops import DropCounts
-from drivekd_ros.mailbox import FrameMailbox
+from drivekd_ros.input.drops import DropCounts
+from drivekd_ros.input.mailbox import FrameMailbox
 from hypothesis import given
 from hypothesis import strategies as st
 

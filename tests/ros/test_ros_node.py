@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from drivekd.ros_workspace import ChildProcess
+from drivekd.demo.ros_workspace import ChildProcess
 
 pytestmark = pytest.mark.ros
 
@@ -124,7 +124,7 @@ def test_diagnostics_name_rate_latency_backend_and_bundle(probe) -> None:
 
 
 def test_parameters_have_descriptions_and_ranges(probe) -> None:
-    from drivekd_ros.settings import SPECS
+    from drivekd_ros.state.settings import SPECS
     from rcl_interfaces.srv import DescribeParameters
 
     client = probe.create_client(DescribeParameters, "/drivekd/describe_parameters")

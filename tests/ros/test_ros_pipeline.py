@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from drivekd_ros.drops import Dropped
-from drivekd_ros.ego_speed import EgoSpeed
-from drivekd_ros.health import Health, Level
-from drivekd_ros.mailbox import Frame, FrameSet
-from drivekd_ros.meter import Meter
-from drivekd_ros.pipeline import Pipeline
-from drivekd_ros.settings import SPECS, NodeSettings, resolved_cameras, settings_from_values
+from drivekd_ros.answer.pipeline import Pipeline
+from drivekd_ros.input.drops import Dropped
+from drivekd_ros.input.ego_speed import EgoSpeed
+from drivekd_ros.input.mailbox import Frame, FrameSet
+from drivekd_ros.state.health import Health, Level
+from drivekd_ros.state.meter import Meter
+from drivekd_ros.state.settings import SPECS, NodeSettings, resolved_cameras, settings_from_values
 from fake_node import FakeSession
 
 from drivekd.errors import ConfigError, DataError

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from drivekd_ros.drops import DropCounts
-from drivekd_ros.mailbox import FrameMailbox, FrameSet
-from drivekd_ros.worker import Worker
+from drivekd_ros.answer.inference import Worker
+from drivekd_ros.input.drops import DropCounts
+from drivekd_ros.input.mailbox import FrameMailbox, FrameSet
 
 from drivekd.errors import DataError, RunnerError
 
@@ -149,7 +149,7 @@ def test_stop_does_not_wait_for_a_hung_inference() -> None:
 
 
 def test_an_idle_worker_stops_at_once_and_one_that_never_started_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drivekd_ros.worker.TAKE_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("drivekd_ros.answer.inference.TAKE_TIMEOUT_S", 60.0)
     bench = Bench()
     assert bench.worker.stop(0)
     bench = Bench()

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from drivekd.demo.ros_workspace import STAMP, build_workspace, ros_environment, run_ros_demo, sources_digest
 from drivekd.errors import DrivekdError, UsageError
-from drivekd.ros_workspace import STAMP, build_workspace, ros_environment, run_ros_demo, sources_digest
 
 pytestmark = pytest.mark.ros
 

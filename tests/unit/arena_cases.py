@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from drivekd.runtime.arena import Arena, new_arena
+from drivekd.runtime.decoder.arena import Arena, new_arena
 
 HEADS, DIM, TENSORS = 2, 4, 4
 

@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
-from drivekd.runtime.manifest import GraphSpec, TensorSpec
+from drivekd.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 Floats = NDArray[np.float32]
 

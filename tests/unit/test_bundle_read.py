@@ -16,9 +16,9 @@ import pytest
 from small_bundle import small_files, small_manifest, write_manifest, write_small_bundle
 
 from drivekd.errors import BundleError
-from drivekd.runtime import bundle as reading
 from drivekd.runtime import load_bundle, read_bundle
-from drivekd.runtime.manifest import FileEntry, Manifest, manifest_from_bytes
+from drivekd.runtime.bundle import reader as reading
+from drivekd.runtime.bundle.manifest import FileEntry, Manifest, manifest_from_bytes
 
 CONTENT = small_files()
 ALL_FILES = [*CONTENT, "manifest.json", "bundle.sha256"]

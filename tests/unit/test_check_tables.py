@@ -9,8 +9,8 @@ import pytest
 from small_bundle import DECODER, small_files, small_manifest, write_manifest, write_small_bundle
 
 from drivekd.runtime import CheckReport, check_bundle
+from drivekd.runtime.bundle.manifest import Manifest, TensorSpec
 from drivekd.runtime.check_tables import Table, accuracy_table, check_tables, kv_bytes_per_1k_tokens, parity_summary, tensor_rows
-from drivekd.runtime.manifest import Manifest, TensorSpec
 from drivekd.tables import render_table
 
 ROW = {"capability": "all", "questions": 90, "bundle": 0.8125, "bundle_lower": 0.7, "bundle_upper": 0.9, "difference": -0.0125}

@@ -13,7 +13,8 @@ import pytest
 import typer
 from tiny_run import TinyRun
 
-from drivekd import __version__, cli
+from drivekd import __version__
+from drivekd.cli import verbs as cli
 from drivekd.errors import BundleError, ConfigError, DataError, DrivekdError, UsageError
 from drivekd.log import logger
 
@@ -164,7 +165,7 @@ def fail_with(run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException) -
     def findings(*, ros: bool) -> None:
         raise error
 
-    monkeypatch.setattr("drivekd.doctor.findings", findings)
+    monkeypatch.setattr("drivekd.cli.doctor.findings", findings)
     return run("doctor")
 
 

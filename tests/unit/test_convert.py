@@ -10,8 +10,8 @@ import pytest
 
 from drivekd.data.convert import convert_file
 from drivekd.data.readers import read_samples
-from drivekd.data.sample import CAMERAS
 from drivekd.errors import DataError, UsageError
+from drivekd.sample import CAMERAS
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 NAMES = {camera: f"samples/{camera}/log__{camera}__1.jpg" for camera in CAMERAS}

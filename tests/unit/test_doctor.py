@@ -8,9 +8,9 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from drivekd import doctor
-from drivekd.export.platforms import BoardFinding
-from drivekd.runtime.gpu import Device
+from drivekd.cli import doctor
+from drivekd.export.trt.platforms import BoardFinding
+from drivekd.runtime.engine.cuda import Device
 
 Hide = Callable[..., None]
 

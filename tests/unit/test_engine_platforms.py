@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.export.platforms import (
+from drivekd.export.trt.platforms import (
     PLATFORM_HEADER,
     PLATFORMS,
     l4t_release,
@@ -19,8 +19,8 @@ from drivekd.export.platforms import (
     this_board,
     version_numbers,
 )
-from drivekd.runtime import gpu
-from drivekd.runtime.gpu import Device, this_device
+from drivekd.runtime.engine import cuda as gpu
+from drivekd.runtime.engine.cuda import Device, this_device
 
 JETPACK_6_2 = (
     "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64, DATE: Wed Jan  8 01:49:37 UTC 2025\n"

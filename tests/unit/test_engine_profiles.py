@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from small_bundle import DECODER, VISION, small_files, small_manifest
 
 from drivekd.errors import BundleError, ExportError
-from drivekd.export.engine_commands import polygraphy_command, trtexec_command
-from drivekd.export.engine_plan import EngineSource, FreeMemory, build_memory_bytes, memory_line
-from drivekd.export.engine_profiles import Limits, Profile, decoder_profiles, limits_of, vision_profiles
-from drivekd.runtime.manifest import GraphSpec, TensorSpec
+from drivekd.export.trt.commands import polygraphy_command, trtexec_command
+from drivekd.export.trt.profiles import Limits, Profile, decoder_profiles, limits_of, vision_profiles
+from drivekd.export.trt.sources import EngineSource, FreeMemory, build_memory_bytes, memory_line
+from drivekd.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 MANIFEST = small_manifest(small_files())
 BUNDLE = Path("my bundle")

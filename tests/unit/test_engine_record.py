@@ -14,8 +14,7 @@ import pytest
 from small_bundle import write_small_bundle
 
 from drivekd.errors import BundleError
-from drivekd.runtime.bundle import Bundle, digest_line, read_bundle
-from drivekd.runtime.engine_record import (
+from drivekd.runtime.bundle.engine_record import (
     EngineEntry,
     EnginePlatform,
     EngineRecord,
@@ -23,7 +22,8 @@ from drivekd.runtime.engine_record import (
     read_engines,
     verify_engine,
 )
-from drivekd.runtime.manifest import FileEntry
+from drivekd.runtime.bundle.manifest import FileEntry
+from drivekd.runtime.bundle.reader import Bundle, digest_line, read_bundle
 
 ORIN = EnginePlatform("tensorrt", "10.3.0.30", 87, "Orin", "aarch64")
 FILES = {"vision.engine": b"vision" * 40, "decoder.engine": b"decode" * 40, "timing.cache": b"cache"}  # engines of equal size

@@ -18,11 +18,11 @@ import pytest
 from small_bundle import DECODER, VISION, write_small_bundle
 
 from drivekd.errors import BundleError, ExportError
-from drivekd.export import trt
-from drivekd.export.trt import engines_from_bundle
-from drivekd.runtime.bundle import read_bundle
-from drivekd.runtime.engine_record import EnginePlatform, engine_platform, verify_engine
-from drivekd.runtime.gpu import Device, this_device
+from drivekd.export.trt import engines as trt
+from drivekd.export.trt.engines import engines_from_bundle
+from drivekd.runtime.bundle.engine_record import EnginePlatform, engine_platform, verify_engine
+from drivekd.runtime.bundle.reader import read_bundle
+from drivekd.runtime.engine.cuda import Device, this_device
 
 ORIN = Device("Orin", 87, "540.4.0, CUDA 12.6")
 
@@ -218,7 +218,7 @@ def test_engines_are_built_where_torch_and_onnx_are_not() -> None:
     """On the car: only what the runtime needs."""
     blocked = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "tensorrt", "tensorrt_rtx")
     block = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))"
-    code = f"{block}; import drivekd.export.trt, drivekd.doctor; print('imported')"
+    code = f"{block}; import drivekd.export.trt.engines, drivekd.cli.doctor; print('imported')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "imported\n", done.stderr
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.data.sample import AnswerKind, Capability, Sample
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, ImageSetting, evaluate, write_report
 from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.bundle_answerer import camera_names
+from drivekd.sample import AnswerKind, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
 TAG = "<c1,CAM_FRONT,0.5000,0.5000>"

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from drivekd.data.sample import Sample
 from drivekd.digests import checkpoint_digest
 from drivekd.errors import DataError
 from drivekd.evaluate import evaluate
@@ -29,6 +28,7 @@ from drivekd.models.tiny import (
     write_checkpoint,
 )
 from drivekd.processor import load_processor
+from drivekd.sample import Sample
 
 SIZE = TinySize(vision_layers=1, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)
 MAX_NEW_TOKENS = 12

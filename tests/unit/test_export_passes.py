@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from drivekd.export import passes
-from drivekd.export.lowering_norm import norms_to_ort, norms_to_standard
-from drivekd.export.rewriting import constant_name
+from drivekd.export.lowering import passes
+from drivekd.export.lowering.nodes import constant_name
+from drivekd.export.lowering.norms import norms_to_ort, norms_to_standard
 
 DRIVEKD, ORT = "drivekd", "com.microsoft"
 RNG = np.random.default_rng(0)

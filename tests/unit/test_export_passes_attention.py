@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from drivekd.export.dialect_concat import lower_to_concat
-from drivekd.export.dialect_gqa import lower_to_gqa
-from drivekd.export.packing import pack_projections
-from drivekd.export.passes import Pass, remove_unused, run_passes
+from drivekd.export.lowering.concat import lower_to_concat
+from drivekd.export.lowering.gqa import lower_to_gqa
+from drivekd.export.lowering.packing import pack_projections
+from drivekd.export.lowering.passes import Pass, remove_unused, run_passes
 
 Floats = NDArray[np.float32]
 B, H, K, PAST, D, F = 2, 4, 2, 5, 16, 12  # rows, heads, key heads, cached columns, hidden size and MLP width

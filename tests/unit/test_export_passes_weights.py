@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
-from drivekd.export.shared_weights import ALIGNMENT, MIN_BYTES, share_weights
+from drivekd.export.graphs.shared_weights import ALIGNMENT, MIN_BYTES, share_weights
 
 RNG = np.random.default_rng(0)
 SHARED = RNG.standard_normal((32, 40)).astype(np.float32)

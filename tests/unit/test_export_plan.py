@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from drivekd.errors import UsageError
-from drivekd.export.plan import plan_from_options
+from drivekd.export.settings import plan_from_options
 
 CALIBRATION = "calibration=train.json"
 

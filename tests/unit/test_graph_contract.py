@@ -27,9 +27,9 @@ from small_bundle import (
 
 from drivekd.errors import BundleError
 from drivekd.runtime import load_bundle, read_bundle
-from drivekd.runtime.manifest import GraphSpec, Manifest, TensorSpec
-from drivekd.runtime.onnx_file import OpUse, read_onnx
-from drivekd.runtime.ort import OrtRunner
+from drivekd.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
+from drivekd.runtime.bundle.onnx_file import OpUse, read_onnx
+from drivekd.runtime.engine.ort import OrtRunner
 
 
 @pytest.fixture(autouse=True)

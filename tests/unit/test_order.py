@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drivekd.data.order import PackStream, micro_batches
 from drivekd.data.packs import Pack, single_packs
-from drivekd.data.sample import CAPABILITIES, Capability, Sample
+from drivekd.sample import CAPABILITIES, Capability, Sample
 
 
 def make_packs(count: int) -> list[Pack]:

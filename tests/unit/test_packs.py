@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivekd.data.packs import Pack, frame_packs, single_packs
-from drivekd.data.sample import CAPABILITIES, Sample
+from drivekd.sample import CAPABILITIES, Sample
 
 PREFIX = 10  # tokens before the first question
 MAX_TOKENS = 40

@@ -13,8 +13,8 @@ from small_bundle import decoder_model, write_small_bundle
 
 from drivekd.errors import BundleError
 from drivekd.runtime import check_bundle, read_bundle
-from drivekd.runtime.onnx_file import read_onnx
-from drivekd.runtime.platform import check_platform, obstacle
+from drivekd.runtime.bundle.onnx_file import read_onnx
+from drivekd.runtime.engine.ort_operators import check_platform, obstacle
 
 
 @pytest.fixture(autouse=True)

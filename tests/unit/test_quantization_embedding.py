@@ -11,9 +11,9 @@ from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from drivekd.errors import ExportError
-from drivekd.export.embedding_table import embedding_spec, quantize_embedding
-from drivekd.runtime.embedding import embedding_from_bytes
-from drivekd.runtime.manifest import ModelInfo
+from drivekd.export.quantize.embedding import embedding_spec, quantize_embedding
+from drivekd.runtime.bundle.manifest import ModelInfo
+from drivekd.runtime.decoder.embedding import embedding_from_bytes
 
 TABLES = arrays.arrays(
     np.float32, (6, 64), elements=st.floats(-60_000, 60_000, width=16) | st.sampled_from([0.0, 1e-6, -1e-6, 1.0])

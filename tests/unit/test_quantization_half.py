@@ -9,8 +9,8 @@ import pytest
 import quantized_graphs as made
 from test_quantization_int8 import ranges
 
-from drivekd.export.half import to_half
-from drivekd.export.quantization import GraphPlan, apply_plan
+from drivekd.export.quantize.convert import GraphPlan, apply_plan
+from drivekd.export.quantize.half import to_half
 from drivekd.export.value_types import value_types
 
 WIDTH = 32
@@ -95,7 +95,7 @@ def test_without_islands_large_values_and_full_masks_break(monkeypatch: pytest.M
         to_half(model)
         # float16 has 11 bits; some 10 roundings
         np.testing.assert_allclose(made.run_literally(model, feeds)[0], expected, atol=5e-3 * np.abs(expected).max())
-    monkeypatch.setattr("drivekd.export.half.float32_nodes", lambda *_: set())
+    monkeypatch.setattr("drivekd.export.quantize.half.float32_nodes", lambda *_: set())
     for make, feeds in ((norm_graph, large), (attention_graph, hidden)):
         model = make()
         to_half(model)

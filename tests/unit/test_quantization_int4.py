@@ -15,16 +15,9 @@ from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQua
 from onnxruntime.quantization.quant_utils import QuantFormat
 
 from drivekd.errors import ExportError, UsageError
-from drivekd.export.int4 import (
-    SMALLEST_SCALE,
-    block_scales,
-    dequantized,
-    pack_columns,
-    pack_rows,
-    quantize_blocks,
-)
-from drivekd.export.matmuls import check_exclusions
-from drivekd.export.quantization import GraphPlan, apply_plan
+from drivekd.export.quantize.convert import GraphPlan, apply_plan
+from drivekd.export.quantize.int4 import SMALLEST_SCALE, block_scales, dequantized, pack_columns, pack_rows, quantize_blocks
+from drivekd.export.quantize.matmuls import check_exclusions
 
 FP32 = SMALLEST_SCALE["fp32"]
 FORMS = ("qdq", "matmulnbits")

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-import drivekd.export.int8 as int8
+import drivekd.export.quantize.int8 as int8
 from drivekd.errors import ExportError
-from drivekd.export.activation_ranges import ActivationRange, Calibration, record_ranges
-from drivekd.export.quantization import GraphPlan, apply_plan
+from drivekd.export.quantize.convert import GraphPlan, apply_plan
+from drivekd.export.quantize.ranges import ActivationRange, Calibration, record_ranges
 
 NAMES = ("layers.0.q", "layers.0.k", "layers.0.v")
 PLAN = GraphPlan("int8")

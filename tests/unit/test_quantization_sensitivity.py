@@ -9,16 +9,10 @@ import onnx_ir as ir
 import pytest
 import quantized_graphs as made
 
-from drivekd.export.parity import relative_error
-from drivekd.export.quantization import GraphPlan, convert
-from drivekd.export.sensitivity import (
-    SensitivityReport,
-    SensitivityRow,
-    layer_groups,
-    sensitivity,
-    suggested_exclusions,
-)
-from drivekd.runtime.manifest import GraphSpec
+from drivekd.export.parity.table import relative_error
+from drivekd.export.quantize.convert import GraphPlan, convert
+from drivekd.export.quantize.sensitivity import SensitivityReport, SensitivityRow, layer_groups, sensitivity, suggested_exclusions
+from drivekd.runtime.bundle.manifest import GraphSpec
 
 WIDTH, LAYERS = 64, 5
 SILENT = [0, 32]  # channels, one in each block

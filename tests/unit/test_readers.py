@@ -10,8 +10,8 @@ import pytest
 
 from drivekd.data.kinds import infer_kind, options
 from drivekd.data.readers import check_images, read_samples
-from drivekd.data.sample import Sample
 from drivekd.errors import DataError
+from drivekd.sample import Sample
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 CHOICE = "Which way does it go? Please select from the following options: A. Left. B. Right."

@@ -18,9 +18,9 @@ from test_bundle_read import make_manifest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from drivekd.errors import BundleError, DataError
-from drivekd.runtime.bundle import Bundle
-from drivekd.runtime.manifest import Generation
-from drivekd.runtime.referee import HEADER, RefereeReport, judge, until_end
+from drivekd.runtime.bundle.manifest import Generation
+from drivekd.runtime.bundle.reader import Bundle
+from drivekd.runtime.parity.referee import HEADER, RefereeReport, judge, until_end
 
 DATA = Path(__file__).parents[1] / "data" / "referee"
 END = "<e>"

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from drivekd import __version__
 from drivekd.errors import DrivekdError, UsageError
-from drivekd.run_directory import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
+from drivekd.files import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
 
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -117,5 +117,5 @@ def test_versions_name_what_decides_numbers() -> None:
 
 
 def test_a_missing_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("drivekd.run_directory.TRACKED_PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setattr("drivekd.files.TRACKED_PACKAGES", ("numpy", "no-such-package"))
     assert set(versions()) == {"drivekd", "python", "platform", "numpy"}

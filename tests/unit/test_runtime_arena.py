@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivekd.errors import RunnerError
-from drivekd.runtime.arena import Arena, ArenaCache, new_arena
+from drivekd.runtime.decoder.arena import Arena, ArenaCache, new_arena
 from drivekd.runtime.kv_cache import KvCache
 
 

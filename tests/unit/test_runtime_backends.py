@@ -10,10 +10,10 @@ import pytest
 from small_bundle import DECODER, write_small_bundle
 
 from drivekd.errors import BundleError, RunnerError, UsageError
-from drivekd.runtime.backends import BACKENDS, choose_backend, engine_identity, open_runner
-from drivekd.runtime.bundle import Bundle, read_bundle
-from drivekd.runtime.ort import OrtRunner, OrtTensor
-from drivekd.runtime.trt import TrtRunner
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
+from drivekd.runtime.engine.backends import BACKENDS, choose_backend, engine_identity, open_runner
+from drivekd.runtime.engine.ort import OrtRunner, OrtTensor
+from drivekd.runtime.engine.trt import TrtRunner
 
 
 @pytest.fixture(scope="module")

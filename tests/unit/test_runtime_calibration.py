@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivekd.errors import BundleError
-from drivekd.runtime.calibration import Calibration, calibration_from_bytes
+from drivekd.runtime.answers.confidence import Calibration, calibration_from_bytes
 
 ENTRY = {"slope": 2.0, "intercept": 1.0, "threshold": 0.5}
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from structured_cases import ANSWERS, answers
 
 from drivekd.errors import RunnerError
-from drivekd.runtime.closer import close_answer, structured_answer
-from drivekd.runtime.schemas import Schema, default_schemas, valid_answer
+from drivekd.runtime.answers.cut_answers import close_answer, structured_answer
+from drivekd.runtime.answers.schemas import Schema, default_schemas, valid_answer
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 SCHEMAS = default_schemas(CAMERAS)

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from small_bundle import small_files, write_small_bundle
 
-import drivekd.runtime.bundle as reading
+import drivekd.runtime.bundle.reader as reading
 from drivekd.errors import BundleError
-from drivekd.runtime.bundle import Bundle, read_bundle
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
 from drivekd.runtime.deferred_files import DeferredFiles
 
 LARGE = "tokenizer.json"  # of all files only decoder.data, of 160 bytes, is small here

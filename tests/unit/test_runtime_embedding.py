@@ -10,8 +10,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from drivekd.errors import BundleError
-from drivekd.runtime.embedding import EmbeddingTable, embedding_from_bytes
-from drivekd.runtime.manifest import EmbeddingSpec, ModelInfo
+from drivekd.runtime.bundle.manifest import EmbeddingSpec, ModelInfo
+from drivekd.runtime.decoder.embedding import EmbeddingTable, embedding_from_bytes
 
 V, D = 50, 64
 MODEL = ModelInfo("internvl", "00", 1, 2, 1, 32, D, V, 16, 1, "")

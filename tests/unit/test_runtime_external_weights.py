@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from drivekd.errors import BundleError
-from drivekd.runtime.external_weights import external_values
-from drivekd.runtime.onnx_file import read_onnx
+from drivekd.runtime.bundle.onnx_file import read_onnx
+from drivekd.runtime.engine.ort_weights import external_values
 
 K, N = 64, 34
 FILE = "decoder.data"
@@ -118,8 +118,8 @@ def test_a_type_that_numpy_does_not_know_is_refused() -> None:
 GUARDED = """
 import ctypes, mmap, sys
 import numpy as np, onnxruntime
-from drivekd.runtime.external_weights import external_values
-from drivekd.runtime.onnx_file import read_onnx
+from drivekd.runtime.engine.ort_weights import external_values
+from drivekd.runtime.bundle.onnx_file import read_onnx
 
 graph, data = (open(path, "rb").read() for path in sys.argv[1:3])
 page = mmap.PAGESIZE

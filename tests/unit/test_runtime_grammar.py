@@ -13,9 +13,9 @@ from tiny_run import make_tokenizer
 from tokenizers import Tokenizer
 
 from drivekd.errors import RunnerError, UsageError
-from drivekd.runtime.closer import close_answer
-from drivekd.runtime.grammar import Constraint, Grammars
-from drivekd.runtime.schemas import default_schemas, valid_answer
+from drivekd.runtime.answers.cut_answers import close_answer
+from drivekd.runtime.answers.grammar import Constraint, Grammars
+from drivekd.runtime.answers.schemas import default_schemas, valid_answer
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 SCHEMAS = default_schemas(CAMERAS)

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.runtime.answer import Answer, FinishReason
-from drivekd.runtime.backoff import BackOff
-from drivekd.runtime.health import PER_OCTAVE, STAGES, Health, memory_mb
+from drivekd.runtime.answers.answer import Answer, FinishReason
+from drivekd.runtime.meters.health import PER_OCTAVE, STAGES, Health, memory_mb
+from drivekd.runtime.resilience.backoff import BackOff
 
 BUCKET = 2 ** (1 / PER_OCTAVE) * (1 + 1e-9)  # a percentile is the upper end of its bucket
 
@@ -97,7 +97,7 @@ def test_memory_is_this_processs_own() -> None:
     assert after.rss_mb is not None
     assert after.rss_mb - before.rss_mb > 250  # some of it may have been free already
     assert after.peak_rss_mb >= after.rss_mb * 0.99
-    code = "from drivekd.runtime.health import memory_mb; print(memory_mb().peak_rss_mb)"
+    code = "from drivekd.runtime.meters.health import memory_mb; print(memory_mb().peak_rss_mb)"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, close_fds=False)
     block[:] = 2
     assert float(child.stdout) < 280, "a child's ru_maxrss starts at its parent's peak; its own is near 100 MB"

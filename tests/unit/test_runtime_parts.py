@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from drivekd.errors import DataError, UsageError
 from drivekd.images import ImageSettings
-from drivekd.runtime.concat import left_padded
-from drivekd.runtime.deadline import Deadline
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.questions import fill_template, merged_variables
+from drivekd.runtime.decoder.concat import left_padded
 from drivekd.runtime.kv_cache import KvCache, past_names, present_names
-from drivekd.runtime.prefix import camera_tiles
-from drivekd.runtime.questions import fill_template, merged_variables
+from drivekd.runtime.session.prefix import camera_tiles
 from drivekd.runtime.text_stream import TextStream
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from drivekd.errors import UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime.refresh import Refresh
+from drivekd.runtime.session.cameras import Refresh
 
 FRONT, BACK = "CAM_FRONT", "CAM_BACK"
 

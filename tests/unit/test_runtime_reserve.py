@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivekd.errors import RunnerError
-from drivekd.runtime.arena import Arena, ArenaCache
-from drivekd.runtime.reserve import Reserve
+from drivekd.runtime.decoder.arena import Arena, ArenaCache
+from drivekd.runtime.decoder.reserve import Reserve
 
 
 def told(cache: ArenaCache, values: list[int]) -> ArenaCache:

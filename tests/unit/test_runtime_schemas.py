@@ -10,7 +10,7 @@ import pytest
 from structured_cases import ANSWERS
 
 from drivekd.errors import BundleError
-from drivekd.runtime.schemas import ACTIONS, default_schemas, schemas_from_bytes, schemas_to_bytes, valid_answer
+from drivekd.runtime.answers.schemas import ACTIONS, default_schemas, schemas_from_bytes, schemas_to_bytes, valid_answer
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from drivekd.errors import DataError
 from drivekd.images import RGBImage
-from drivekd.runtime.shared_images import HEADER_BYTES, SharedImageReader, SharedImages
+from drivekd.runtime.resilience.shared_images import HEADER_BYTES, SharedImageReader, SharedImages
 
 Frame = dict[str, RGBImage]
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.runtime.power import PowerMeter, PowerReport
-from drivekd.runtime.tegrastats import TegraSample, parse_tegrastats
+from drivekd.runtime.meters.power import PowerMeter, PowerReport
+from drivekd.runtime.meters.tegrastats import TegraSample, parse_tegrastats
 
 # Recorded lines, as owners of these boards posted them publicly.
 AGX_ORIN_JETPACK_5 = (

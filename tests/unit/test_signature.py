@@ -18,8 +18,8 @@ from small_bundle import recompute, small_files, small_manifest, write_small_bun
 from drivekd.errors import BundleError, UsageError
 from drivekd.export.signing import sign_bundle
 from drivekd.runtime import check_bundle, read_bundle
+from drivekd.runtime.bundle.signature import pre_authentication
 from drivekd.runtime.check_tables import check_tables
-from drivekd.runtime.signature import pre_authentication
 
 PEM = serialization.Encoding.PEM
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.data.sample import CAMERAS
 from drivekd.data.tags import Tag, cameras_named, coordinate_style, find_tags, malformed_tags, normalize_tags
+from drivekd.sample import CAMERAS
 
 
 def test_normalised_and_pixel_tags_of_one_point_are_equal() -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from drivekd.data.sample import ANSWER_KINDS, CAMERAS, CAPABILITIES
 from drivekd.errors import DataError, UsageError
+from drivekd.sample import ANSWER_KINDS, CAMERAS, CAPABILITIES
 from drivekd.world import SPLITS, Record, WorldSettings, build_world
 
 SMALL = WorldSettings(train_frames=12, labelled_frames=5, validation_frames=6, test_frames=6, workers=1, contact_sheet=False)

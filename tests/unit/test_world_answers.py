@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from drivekd.world import COORDINATE_WORDS, PROMPTS, Scene, WorldSettings, bin_center, format_tag, make_scene, plan
-from drivekd.world.camera import make_camera
-from drivekd.world.labels import look
+from drivekd.world.picture.camera import make_camera
+from drivekd.world.picture.labels import look
 from drivekd.world.questions import ACTIONS, Question, questions_of
 from drivekd.world.staging import situation_of
 

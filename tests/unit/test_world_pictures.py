@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from drivekd.world import Scene, make_scene, render_frame
-from drivekd.world.assembly import signal_bottom_m, signal_position_m
-from drivekd.world.camera import make_camera
-from drivekd.world.labels import look
-from drivekd.world.order import painter_order
-from drivekd.world.road import Road
-from drivekd.world.scene import DAYLIGHTS, WEATHERS
+from drivekd.world.picture.camera import make_camera
+from drivekd.world.picture.labels import look
+from drivekd.world.picture.order import painter_order
+from drivekd.world.scene.assembly import signal_bottom_m, signal_position_m
+from drivekd.world.scene.road import Road
+from drivekd.world.scene.scene import DAYLIGHTS, WEATHERS
+from drivekd.world.scene.street import signal_lamp_height_m
 from drivekd.world.staging import situation_of
-from drivekd.world.street import signal_lamp_height_m
 
 SIZE_PX = (320, 180)
 

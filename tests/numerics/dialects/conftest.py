@@ -9,9 +9,9 @@ from dialect_cases import NUM_CAMERAS, Images
 from dialect_exports import Exported, exported_family
 from tiny_run import FAMILIES
 
-from drivekd.runtime.golden import golden_images
-from drivekd.runtime.manifest import DIALECTS
-from drivekd.runtime.session import Session
+from drivekd.runtime.bundle.manifest import DIALECTS
+from drivekd.runtime.parity.golden import golden_images
+from drivekd.runtime.session.session import Session
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

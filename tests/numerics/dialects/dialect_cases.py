@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.images import RGBImage
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.session import Session
-from drivekd.runtime.triad import Branch, branch, decode
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.triad import Branch, branch, decode
 
 STEPS = 10
 NO_TOKEN = -1  # stops nothing

@@ -10,10 +10,10 @@ import safetensors.numpy
 from lively_model import SIZE, lively_checkpoint
 from transformers import PreTrainedModel
 
-from drivekd.export.graphs import write_graphs
-from drivekd.export.source import Source, load_source
-from drivekd.runtime.bundle import Bundle
-from drivekd.runtime.manifest import DIALECTS, FORMAT_VERSION, EmbeddingSpec, Generation, GraphSpec, Manifest
+from drivekd.export.graphs.graphs import write_graphs
+from drivekd.export.source.source import Source, load_source
+from drivekd.runtime.bundle.manifest import DIALECTS, FORMAT_VERSION, EmbeddingSpec, Generation, GraphSpec, Manifest
+from drivekd.runtime.bundle.reader import Bundle
 
 WIDE = dataclasses.replace(SIZE, language_width=64)  # heads of 16, which onnxruntime's operator wants
 

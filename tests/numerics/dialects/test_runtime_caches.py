@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from dialect_cases import ATOL, STEPS, Images, free_run, greedy, read, suffixes
 
-import drivekd.runtime.prefix as prefix_module
+import drivekd.runtime.session.prefix as prefix_module
 from drivekd.errors import UsageError
-from drivekd.runtime.arena import ArenaCache
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.session import Session
-from drivekd.runtime.triad import branch
+from drivekd.runtime.decoder.arena import ArenaCache
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.triad import branch
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 16])

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from dialect_cases import Images
 
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import DeadlineExpiredError
-from drivekd.runtime.ort import BoundGraph
-from drivekd.runtime.session import Session
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.decoder.protocol import DeadlineExpiredError
+from drivekd.runtime.engine.ort import BoundGraph
+from drivekd.runtime.session.session import Session
 
 
 @pytest.mark.parametrize("shared_session", ["gqa"], indirect=True)  # the other dialect reads in one call

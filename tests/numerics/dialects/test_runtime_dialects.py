@@ -14,15 +14,15 @@ from dialect_exports import Exported, bundle_of
 from numpy.typing import NDArray
 
 from drivekd.errors import BundleError, RunnerError, UsageError
-from drivekd.export.plan import GraphPlan
-from drivekd.export.quantization import convert
+from drivekd.export.quantize.convert import convert
+from drivekd.export.settings import GraphPlan
 from drivekd.models import encode_images, language_model, rotary_positions
-from drivekd.runtime.bundle import Bundle
-from drivekd.runtime.golden import record_golden, replay_golden
-from drivekd.runtime.manifest import DIALECTS
-from drivekd.runtime.sampling import top2_margin
-from drivekd.runtime.session import Session
-from drivekd.runtime.triad import branch
+from drivekd.runtime.bundle.manifest import DIALECTS
+from drivekd.runtime.bundle.reader import Bundle
+from drivekd.runtime.parity.golden import record_golden, replay_golden
+from drivekd.runtime.session.sampling import top2_margin
+from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.triad import branch
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ import pytest
 from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image_starts, read, read_anew
 from numpy.typing import NDArray
 
-import drivekd.runtime.prefix as prefix_module
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.session import Session
-from drivekd.runtime.triad import branch
+import drivekd.runtime.session.prefix as prefix_module
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.triad import branch
 
 PLAIN = 1e-5  # of the largest value: one long call sums in another order than several short ones (found 2e-6)
 

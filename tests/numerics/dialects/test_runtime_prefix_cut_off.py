@@ -15,9 +15,9 @@ from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image
 from numpy.typing import NDArray
 
 from drivekd.errors import RunnerError
-from drivekd.runtime.deadline import Deadline
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.session import Session
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.session.session import Session
 
 
 class Calls:

@@ -11,12 +11,12 @@ import pytest
 from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image_starts, read
 from dialect_exports import Exported
 
-import drivekd.runtime.gqa as gqa_module
+import drivekd.runtime.decoder.gqa as gqa_module
 from drivekd.errors import RunnerError
-from drivekd.runtime.arena import Arena, ArenaCache
-from drivekd.runtime.decoder import Cache
-from drivekd.runtime.session import Session
-from drivekd.runtime.triad import branch
+from drivekd.runtime.decoder.arena import Arena, ArenaCache
+from drivekd.runtime.decoder.protocol import Cache
+from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.triad import branch
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from fake_tensorrt import FakeTensorRT, compile_libcuda, install, write_engines
 from small_bundle import write_small_bundle
 from trt_cases import DECODER
 
-from drivekd.runtime.bundle import Bundle, read_bundle
-from drivekd.runtime.trt import TrtRunner
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
+from drivekd.runtime.engine.trt import TrtRunner
 
 
 @pytest.fixture

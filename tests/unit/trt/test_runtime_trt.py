@@ -13,10 +13,10 @@ from fake_tensorrt import FakeTensorRT
 from trt_cases import DECODER, feeds, frame
 
 from drivekd.errors import RunnerError
-from drivekd.runtime import trt
-from drivekd.runtime.bundle import Bundle
-from drivekd.runtime.ort import OrtRunner
-from drivekd.runtime.trt import TrtRunner
+from drivekd.runtime.bundle.reader import Bundle
+from drivekd.runtime.engine import trt
+from drivekd.runtime.engine.ort import OrtRunner
+from drivekd.runtime.engine.trt import TrtRunner
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 

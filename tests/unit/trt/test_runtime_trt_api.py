@@ -11,11 +11,11 @@ from fake_tensorrt import FakeContext, FakeEngine, FakeRuntime
 from small_bundle import write_small_bundle
 from trt_cases import DECODER, feeds, frame
 
-from drivekd.runtime import trt
-from drivekd.runtime.bundle import read_bundle
+from drivekd.runtime.bundle.reader import read_bundle
 from drivekd.runtime.cuda_memory import DeviceArray
-from drivekd.runtime.ort import OrtRunner
-from drivekd.runtime.trt import TrtRunner
+from drivekd.runtime.engine import trt
+from drivekd.runtime.engine.ort import OrtRunner
+from drivekd.runtime.engine.trt import TrtRunner
 
 RTX = importlib.util.find_spec("tensorrt_rtx")
 # what trt.py calls, with its arguments in order
@@ -60,7 +60,7 @@ def test_the_stand_in_has_the_calls_of_the_real_api() -> None:
     importlib.util.find_spec("tensorrt") is None or trt.this_device() is None, reason="needs TensorRT and its GPU"
 )
 def test_tensorrt_itself_gives_onnxruntimes_numbers(tmp_path: Path) -> None:
-    from drivekd.export.trt import engines_from_bundle
+    from drivekd.export.trt.engines import engines_from_bundle
 
     bundle = read_bundle(write_small_bundle(tmp_path / "bundle"))
     engines_from_bundle(bundle.path)

@@ -11,10 +11,10 @@ from small_bundle import write_small_bundle
 from trt_cases import DECODER, feeds
 
 from drivekd.errors import BundleError, RunnerError
-from drivekd.runtime import backends, trt
-from drivekd.runtime.bundle import Bundle, read_bundle
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
 from drivekd.runtime.cuda_memory import CudaMemory
-from drivekd.runtime.trt import TrtRunner, engine_module
+from drivekd.runtime.engine import backends, trt
+from drivekd.runtime.engine.trt import TrtRunner, engine_module
 
 
 def test_a_machine_without_a_gpu_engines_or_tensorrt_is_refused(

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from drivekd.runtime.bundle import Bundle
-from drivekd.runtime.concat import ConcatDecoder
-from drivekd.runtime.embedding import embedding_from_bytes
-from drivekd.runtime.runner import Runner
+from drivekd.runtime.bundle.reader import Bundle
+from drivekd.runtime.decoder.concat import ConcatDecoder
+from drivekd.runtime.decoder.embedding import embedding_from_bytes
+from drivekd.runtime.engine.runner import Runner
 
 DECODER = "decoder.concat"
 

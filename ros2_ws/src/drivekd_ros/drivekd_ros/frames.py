@@ -9,7 +9,7 @@ from drivekd.errors import DataError
 from drivekd.images import load_image
 from drivekd.runtime.video import video_pictures
 
-from .conversions import RGBImage
+from .input.conversions import RGBImage
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 

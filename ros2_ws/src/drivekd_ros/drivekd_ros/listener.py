@@ -22,7 +22,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
-from .inputs import stamp_ns
+from .input.inputs import stamp_ns
 
 CAPABILITIES = ("perception", "reasoning", "planning")
 

@@ -23,19 +23,19 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 from drivekd.errors import ConfigError, DrivekdError
 
-from .ask import AskServer
-from .conversions import CameraMessage
-from .drops import DropCounts
-from .ego_speed import EgoSpeed
-from .health import Health
-from .inputs import Inputs, Mailbox
-from .mailbox import FrameMailbox, FrameSet
-from .meter import Meter
-from .outputs import AnswerPublishers, diagnostic_array
-from .parameters import declare_parameters, read_settings
-from .pipeline import Pipeline, Session
-from .settings import NodeSettings, resolved_cameras
-from .worker import Worker
+from .answer.ask import AskServer
+from .answer.inference import Worker
+from .answer.outputs import AnswerPublishers, diagnostic_array
+from .answer.pipeline import Pipeline, Session
+from .input.conversions import CameraMessage
+from .input.drops import DropCounts
+from .input.ego_speed import EgoSpeed
+from .input.inputs import Inputs, Mailbox
+from .input.mailbox import FrameMailbox, FrameSet
+from .state.health import Health
+from .state.meter import Meter
+from .state.parameters import declare_parameters, read_settings
+from .state.settings import NodeSettings, resolved_cameras
 
 STOP_TIMEOUT_S = 2.0  # a CPU session leaves at its next token; nav2's lifecycle manager waits 5 s for a transition
 DIAGNOSTICS_PERIOD_S = 1.0

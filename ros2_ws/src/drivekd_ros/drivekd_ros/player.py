@@ -30,8 +30,8 @@ from std_msgs.msg import Header
 
 from drivekd.errors import DrivekdError
 
-from .conversions import RGBImage
 from .frames import file_frames, video_frames
+from .input.conversions import RGBImage
 
 SPEED_LEAD_S = 0.02  # topics do not keep their order among each other: the speed goes ahead of its pictures
 SETTLE_S = 0.3  # the middleware sends in the background: time for the last frame to leave

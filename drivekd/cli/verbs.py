@@ -1,0 +1,308 @@
+"""The command line: each verb parses, calls one function and prints its result. Heavy imports are inside the verbs.
+
+Exit codes: 0 done, 1 it failed, 2 you asked wrongly. stdout is the result, talk goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from drivekd.errors import DrivekdError
+from drivekd.log import configure_logging
+
+
+class Verbs(TyperGroup):
+    """Ctrl-C is a failure like others, exit code 1; typer would turn it into a silent exit code 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise DrivekdError("interrupted; nothing was left half-written") from error
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="From a data-centre driving VLM to the computer in a car: distil, export, run, ROS 2.",
+)
+data = typer.Typer(no_args_is_help=True, help="Make, convert and check records.")
+app.add_typer(data, name="data")
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
+PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
+Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> None:
+    """Entry point of the `drivekd` command."""
+    configure_logging()
+    try:
+        app(standalone_mode=True)
+    except DrivekdError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    from drivekd.tables import print_table
+
+    print_table(title, header, rows)
+
+
+def _talk(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from drivekd.files import versions
+
+        for name, value in versions().items():
+            typer.echo(f"{name} {value}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions that matter.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    video: Annotated[Path | None, typer.Option("--video", help="Play this road clip to the ROS node as well.")] = None,
+) -> None:
+    """World, student, evaluation, ONNX bundle, ROS topics: the whole way, on this machine."""
+    from drivekd.demo.pipeline import run_demo
+
+    typer.echo(run_demo(out, video=video))
+
+
+@data.command()
+def world(
+    out: Out,
+    frames: Annotated[int, typer.Option(min=1, help="Training frames.")] = 2000,
+    labelled: Annotated[int, typer.Option(min=0, help="How many of them keep their answers.")] = 400,
+    cameras: Annotated[str, typer.Option(help="front or six.")] = "front",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Render the built-in driving world: records, pictures, manifest, contact sheet."""
+    from drivekd.world.command import build_world_with_progress
+
+    rows = build_world_with_progress(out, frames=frames, labelled=labelled, cameras=cameras, seed=seed)
+    _print_table(f"driving world in {out}", ["", ""], rows)
+
+
+@data.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="Records in the Drive-KD format.")],
+    image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths.")] = None,
+) -> None:
+    """Check every record and image of a file; names each fault by file and record."""
+    from drivekd.data.validate import validate_file
+
+    report = validate_file(file, image_root=image_root)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    _print_table(str(file), ["", ""], [[str(cell) for cell in row] for row in report.rows])
+    if not report.ok:
+        raise DrivekdError("\n       ".join(report.problems))
+
+
+@data.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A DriveLM or DriveBench file.")],
+    out: Out,
+    image_root: Annotated[Path | None, typer.Option(help="Folder that the file's image paths start from.")] = None,
+) -> None:
+    """Convert DriveLM-nuScenes or DriveBench to the Drive-KD format."""
+    from drivekd.data.convert import convert_file
+
+    report = convert_file(source, out, format="auto", image_root=image_root)
+    _print_table(str(out), ["", ""], [[str(cell) for cell in row] for row in report.rows])
+
+
+@data.command()
+def overlap(first: Path, second: Path) -> None:
+    """Scenes, frames and images that two files share: a leak when one trains and the other scores."""
+    from drivekd.data.overlap import overlap as find_overlap
+
+    report = find_overlap(first, second)
+    _print_table("shared", ["", ""], [[str(cell) for cell in row] for row in report.rows])
+    if not report.disjoint:
+        raise DrivekdError(f"{first} and {second} overlap; a score on one after training on the other is not a test score")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="The run's YAML.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory; default runs/<name of the YAML>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, measure a few steps, write nothing.")] = False,
+) -> None:
+    """Distil a student from its teachers, or fine-tune when there are none."""
+    from drivekd.config import load_config
+
+    settings = load_config(config, overrides or [])
+    from drivekd.distill.dry_run.plan import dry_run as measure
+    from drivekd.distill.training.train import train as run
+
+    place = out or Path("runs") / config.stem
+    if dry_run:
+        plan = measure(settings, place)
+        if plan.rows:  # one process of a launcher's has them
+            _print_table(f"dry run of {config}", ["", ""], [list(row) for row in plan.rows])
+        return plan.check()
+    summary = run(settings, place, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
+        typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}")
+
+
+@app.command()
+def analyze(config: Path, out: Out = Path("analysis"), overrides: Overrides = None) -> None:
+    """Which layers of student and teachers to distil, by capability; `signals.layers` reads OUT/analysis.json."""
+    from drivekd.analyze import analyze as run
+    from drivekd.config import load_config
+
+    header, rows = run(load_config(config, overrides or []), out)
+    _print_table(f"layers to distil; curves and signals.layers in {out / 'analysis.json'}", header, rows)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A checkpoint directory or a bundle.")],
+    file: Annotated[Path, typer.Option("--data", help="Records to score on.")],
+    out: Out,
+    reference: Annotated[
+        Path | None, typer.Option(help="Records whose majority answer is the baseline; default: --data.")
+    ] = None,
+    black: Annotated[bool, typer.Option("--black", help="Replace every image by black: what the prior alone scores.")] = False,
+) -> None:
+    """Accuracy by capability with majority and random baselines and 95 % intervals."""
+    from drivekd.evaluate.run import evaluate_file
+
+    report = evaluate_file(model, file, out, reference=reference, black=black)
+    _print_table(f"{model} on {file}", *report)
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A checkpoint, run or adapter; or a bundle, to add engines, kit or signature.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The bundle to write.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 (default) | fp16 | int8 | int4 (vision then int8)")] = None,
+    overrides: Overrides = None,
+    trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this device.")] = False,
+    kit: Annotated[str | None, typer.Option(help="edgellm: what NVIDIA's TensorRT Edge-LLM needs.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="With --kit on a bundle: where it came from.")] = None,
+    sign: Annotated[Path | None, typer.Option(metavar="KEY.pem", help="Sign the bundle with a private key.")] = None,
+) -> None:
+    """ONNX graphs, verified against the model, in one bundle."""
+    from drivekd.export.export import Extras, export_command
+
+    extras = Extras(trt=trt, kit=kit, sign=sign, checkpoint=checkpoint)
+    export_command(source, out, precision, overrides or (), extras, show=_print_table, say=_talk)
+
+
+@app.command()
+def check(
+    bundle: Path,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Graphs, shapes, sizes, memory, engines, origin.")] = False,
+    expect_digest: Annotated[str | None, typer.Option(metavar="DIGEST", help="The digest that the bundle must have.")] = None,
+    public_key: PublicKey = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Name the first layer that computes something else.")] = False,
+    outputs: Annotated[Path | None, typer.Option(metavar="out.json", help="Judge the answers of another engine.")] = None,
+) -> None:
+    """Verify a bundle: digests, signature, then the parity gate on this machine."""
+    from drivekd.cli.check import check_command
+
+    check_command(
+        bundle,
+        verbose=verbose,
+        expect_digest=expect_digest,
+        public_key=public_key,
+        bisect=bisect,
+        outputs=outputs,
+        show=_print_table,
+    )
+
+
+@app.command()
+def doctor(ros: Annotated[bool, typer.Option("--ros", help="Check ROS 2 as well.")] = False) -> None:
+    """What this machine can run, and what to install for the rest."""
+    from drivekd.cli.doctor import findings
+
+    _print_table("doctor", ["", "found", "what to do"], findings(ros=ros))
+
+
+@app.command()
+def run(
+    bundle: Path,
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Images in camera order, a folder, a video; CAMERA=FILE names one.")
+    ],
+    question: Annotated[str | None, typer.Option(help="Ask this instead of the bundle's three questions.")] = None,
+    structured: Structured = False,
+    deadline_ms: Annotated[float | None, typer.Option(min=0, help="End each frame's answers after so many ms.")] = None,
+    every: Annotated[int, typer.Option(min=1, help="Of a video or folder take each N-th picture.")] = 1,
+    overlay: Annotated[Path | None, typer.Option(metavar="DIR", help="Write pictures with the answers drawn on them.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a frame, each on a line.")] = False,
+    public_key: PublicKey = None,
+) -> None:
+    """Perception, reasoning and planning for one frame, or for each of many."""
+    from drivekd.cli.live import LiveTexts
+    from drivekd.runtime.run import run_command
+
+    options: dict[str, Any] = {"question": question, "structured": structured, "deadline_ms": deadline_ms, "every": every}
+    with LiveTexts(quiet=as_json) as live:
+        for frame in run_command(bundle, images, overlay=overlay, on_texts=live.show, public_key=public_key, **options):
+            typer.echo(json.dumps(frame.to_json()) if as_json else "\n".join(frame.lines()))
+    if frame.note and not as_json:
+        _talk(f"note: {frame.note}")
+
+
+@app.command()
+def bench(
+    bundle: Path,
+    structured: Structured = False,
+    changed: Annotated[int | None, typer.Option(min=0, help="Cameras that show something new each frame; default all.")] = None,
+    as_json: AsJson = False,
+    public_key: PublicKey = None,
+) -> None:
+    """Milliseconds by stage on this machine (p50, p95, p99), its clocks and watts, beside the paper's figures."""
+    from drivekd.runtime import bench_bundle
+    from drivekd.runtime.bench_tables import bench_tables
+
+    report = bench_bundle(bundle, structured=structured, changed=changed, public_key=public_key)
+    if as_json:
+        return typer.echo(json.dumps(report.to_json()))
+    for table in bench_tables(report):
+        _print_table(*table)
+
+
+@app.command()
+def report(run_directory: Annotated[Path, typer.Argument(metavar="RUN_DIR")]) -> None:
+    """One HTML page with the run's curves."""
+    from drivekd.cli.report import write_run_report
+
+    typer.echo(write_run_report(run_directory))

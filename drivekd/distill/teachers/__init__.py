@@ -1,0 +1,1 @@
+"""What the teachers know, live or from a cache on disk."""

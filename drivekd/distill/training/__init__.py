@@ -1,0 +1,1 @@
+"""A run: student, steps, checkpoints, resuming, many processes."""

@@ -1,0 +1,199 @@
+"""Checkpoints: what resuming needs, and models in the Hugging Face layout; safetensors and JSON, no pickle.
+
+checkpoints/step-N
+    model.safetensors, config.json, tokenizer.json, ...   the student as it is; with LoRA instead:
+    trained.safetensors                                   what trains, by name: the base is not written again
+    prompts.json                                          the questions an exported bundle asks by default
+    optimizer.safetensors                                 AdamW's moments by parameter name
+    training_state.json                                   TrainingState
+final/ and best/ are made by `write_student`: a whole model, adapters merged, and with LoRA adapter/ besides, in peft's layout.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from drivekd.config import PromptsConfig, StudentConfig
+from drivekd.digests import file_digest
+from drivekd.distill.lora import merged, write_adapter
+from drivekd.distill.training.sharding import placed
+from drivekd.distill.validation import Validations
+from drivekd.distill.weighting import TermState
+from drivekd.errors import CheckpointError
+from drivekd.files import whole_directory, write_json_atomic
+from drivekd.log import logger
+from drivekd.models import load_model
+from drivekd.sample import CAPABILITIES
+
+STATE_FILE = "training_state.json"
+OPTIMIZER_FILE = "optimizer.safetensors"
+TRAINED_FILE = "trained.safetensors"
+_STEP_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class SavedStudent:
+    """What a student's files are made from. trained: the whole of each tensor that trains, by name; model has the frozen ones."""
+
+    model: PreTrainedModel
+    trained: Mapping[str, Tensor]
+    config: StudentConfig
+    prompts: PromptsConfig
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """step: optimizer steps done. threads, torch: what bit-equality depends on. weighting: of dynamic weights.
+
+    inputs: sha256 of the files that the run learns from, by key. files: sha256 of every other file of the checkpoint, by name.
+    Data position, schedule and every draw of a random number are functions of seed and step.
+    """
+
+    step: int
+    threads: int
+    torch: str
+    weighting: TermState
+    inputs: dict[str, str]
+    validations: Validations
+    files: dict[str, str]
+
+
+def write_student(directory: Path, student: SavedStudent) -> None:
+    """Write a whole model, processor files and prompts into an existing directory; what `drivekd export` and `eval` take.
+
+    With LoRA the base is read again: what is merged into is the checkpoint that training started from, in fp32.
+    """
+    _copy_processor_files(student.config.checkpoint, directory)
+    write_json_atomic(directory / "prompts.json", _prompts(student.prompts))
+    lora = student.config.lora
+    if lora is None:
+        frozen = {name: value for name, value in student.model.named_parameters() if name not in student.trained}
+        student.model.save_pretrained(directory, state_dict={**frozen, **student.trained})
+        return
+    base = load_model(student.config.checkpoint)
+    with torch.no_grad():
+        base.load_state_dict(merged(dict(base.named_parameters()), student.trained, lora), strict=False)
+    base.save_pretrained(directory)
+    if student.config.train == ["language_model"]:
+        write_adapter(directory / "adapter", student.model, lora, student.config.checkpoint, student.trained)
+    else:
+        logger.info("%s: no adapter/, since adapters are not all that trained; the merged model has everything", directory)
+
+
+def write_checkpoint(directory: Path, student: SavedStudent, moments: Mapping[str, Tensor], state: TrainingState) -> None:
+    """Write checkpoints/step-N whole or not at all; state.files is filled in here. Raises DrivekdError when the disk is full.
+
+    moments: `optimizer_tensors`, the whole of each.
+    """
+    with whole_directory(directory) as temporary:
+        if student.config.lora is None:
+            write_student(temporary, student)
+        else:
+            save_file(_savable(student.trained), temporary / TRAINED_FILE)
+        save_file(_savable(moments), temporary / OPTIMIZER_FILE)
+        digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
+        write_json_atomic(temporary / STATE_FILE, asdict(state) | {"files": digests})
+
+
+def newest_checkpoint(checkpoints: Path) -> tuple[Path, TrainingState]:
+    """The newest complete checkpoint; a kill can only leave temporary directories, which are removed here.
+
+    Raises CheckpointError when there is none, or the newest one is damaged.
+    """
+    for leftover in checkpoints.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)  # every process of a run looks here
+    found = step_directories(checkpoints)
+    if not found:
+        raise CheckpointError(f"{checkpoints}: no complete checkpoint to resume from; run without --resume in a new folder")
+    return found[-1], _read_state(found[-1])
+
+
+def step_directories(checkpoints: Path) -> list[Path]:
+    """checkpoints/step-N, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in checkpoints.iterdir() if (match := _STEP_NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def remove_old_checkpoints(checkpoints: Path, keep: int) -> None:
+    for path in step_directories(checkpoints)[:-keep]:
+        shutil.rmtree(path)
+
+
+@torch.no_grad()
+def restore_weights(directory: Path, config: StudentConfig, names: Mapping[nn.Parameter, str]) -> None:
+    """Put what trains back into the parameters, wherever they lie. Raises CheckpointError when it is of another student."""
+    if config.lora is None:
+        weights: Mapping[str, Tensor] = dict(load_model(directory).named_parameters())
+    else:
+        weights = load_file(directory / TRAINED_FILE)
+    for parameter, name in names.items():
+        if name not in weights or weights[name].shape != parameter.shape:
+            raise CheckpointError(
+                f"{directory}: no weights for {name} of shape {list(parameter.shape)}; it is of another student"
+            )
+        parameter.copy_(placed(weights[name], parameter))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """AdamW's state as FIELD/PARAMETER -> tensor, sharded where the parameter is."""
+    return {
+        f"{field}/{name}": value.detach()
+        for parameter, name in names.items()
+        for field, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(directory: Path, optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+    """Put AdamW's moments and step counts back. Raises CheckpointError when they are of another model."""
+    tensors = load_file(directory / OPTIMIZER_FILE)
+    for parameter, name in names.items():
+        state = {field: tensors.get(f"{field}/{name}") for field in ("step", "exp_avg", "exp_avg_sq")}
+        step, mean, square = state.values()
+        if step is None or mean is None or square is None or mean.shape != parameter.shape:
+            raise CheckpointError(f"{directory / OPTIMIZER_FILE}: no optimizer state for {name}; it is of another student")
+        optimizer.state[parameter] = {
+            "step": step,
+            "exp_avg": placed(mean, parameter),
+            "exp_avg_sq": placed(square, parameter),
+        }
+
+
+def _copy_processor_files(source: Path, directory: Path) -> None:
+    for path in source.iterdir():
+        ours = path.name in (STATE_FILE, "prompts.json", "validation.json") or path.name.endswith(".index.json")
+        if path.suffix in (".json", ".jinja", ".txt") and not ours:
+            shutil.copyfile(path, directory / path.name)
+
+
+def _prompts(prompts: PromptsConfig) -> dict[str, object]:
+    values = prompts.model_dump()
+    return {"prompts": {name: values[name] for name in CAPABILITIES}, "variables": values["variables"], "note": prompts.note}
+
+
+def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+
+
+def _read_state(directory: Path) -> TrainingState:
+    path = directory / STATE_FILE
+    try:
+        fields = json.loads(path.read_text())
+        state = TrainingState(**fields | {"validations": Validations(**fields["validations"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); remove {directory} to resume from the one before") from error
+    for name, digest in state.files.items():
+        if not (directory / name).is_file() or file_digest(directory / name) != digest:
+            raise CheckpointError(f"{directory / name}: damaged or missing; remove {directory} to resume from the one before")
+    return state

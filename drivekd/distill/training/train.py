@@ -1,0 +1,238 @@
+"""A training run from configuration to `final/`: the loop, clean stops, and what a resumed run may change."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from drivekd.config import RunConfig, load_config
+from drivekd.data.readers import check_images, read_samples
+from drivekd.distill.training.checkpoint import newest_checkpoint, step_directories
+from drivekd.distill.training.memory import advice, is_out_of_memory, smaller_settings
+from drivekd.distill.training.parallel import resolve_device
+from drivekd.distill.training.resume import check_inputs, input_digests, input_files
+from drivekd.distill.training.run_files import RunFiles
+from drivekd.distill.training.trainer import Trainer, TrainingSamples
+from drivekd.distill.validation import Validations
+from drivekd.errors import ConfigError, DataError, DrivekdError, TrainingError
+from drivekd.files import refuse_non_empty
+from drivekd.log import logger
+from drivekd.sample import Capability, Sample
+
+# What a resumed run may change: when it saves, where it computes, what it keeps in memory and on disk.
+FREE_KEYS = {
+    *("training.checkpoint_every_steps", "training.keep_checkpoints", "training.validate_every_steps"),
+    *("training.threads", "training.device", "training.offload_gradients", "training.micro_batch_size"),
+    *("student.gradient_checkpointing", "teachers.device"),
+    *("cache.directory", "cache.signals", "cache.vision", "cache.fill_first"),
+}
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a finished run reports. validation_loss: CE, None without a validation file."""
+
+    final: Path
+    steps: int
+    loss: dict[str, float]
+    validation_loss: float | None
+
+
+def train(config: RunConfig, out: Path, *, resume: bool = False) -> TrainingSummary:
+    """Run or continue a training run in `out`. Raises UsageError, DataError, CheckpointError, TrainingError."""
+    if resume:
+        _check_same_run(config, out)
+    else:
+        refuse_non_empty(out, "give a new --out, or --resume to continue the run there")
+    _check_cache_is_outside(config, out)
+    samples = read_training_samples(config)
+    inputs = input_digests(config)
+    if resume:
+        check_inputs(newest_checkpoint(out / "checkpoints")[1].inputs, inputs, input_files(config))
+    with _explained(config, out):
+        trainer = Trainer(config, samples)
+    validations = trainer.resume(out / "checkpoints").validations if resume else Validations()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        summary = _run(trainer, out, inputs, validations)
+    except (DrivekdError, KeyboardInterrupt):
+        if trainer.steps_done == 0 and trainer.parallel.is_main:  # nothing to resume: leave nothing that stands in the way
+            shutil.rmtree(out)
+        raise
+    trainer.parallel.leave()
+    return summary
+
+
+def read_training_samples(config: RunConfig) -> TrainingSamples:
+    """Read every data file of a configuration. Raises DataError naming file and record."""
+    root = config.data.image_root
+    wanted = set(config.data.capabilities)
+
+    def read(key: str, paths: list[Path], kept: set[Capability], *, unlabelled: bool = False) -> list[Sample]:
+        found = [sample for path in paths for sample in read_samples(path, image_root=root, unlabelled=unlabelled)]
+        samples = [sample for sample in found if sample.capability in kept]
+        check_images(samples)
+        if paths and not samples:
+            raise DataError(f"{key}: no record of {sorted(kept)} in {', '.join(map(str, paths))}")
+        return samples
+
+    taught = wanted & set(config.teachers.paths()) if config.signals.mixing == "routed" else wanted
+    used = config.data.unlabelled if config.training.unlabelled_batch_size else []
+    if config.data.unlabelled and not used:
+        logger.warning("data.unlabelled is not used: training.unlabelled_batch_size is 0")
+    unlabelled = read("data.unlabelled", used, taught, unlabelled=True)
+    return TrainingSamples(
+        labelled=read("data.train", config.data.train, wanted),
+        unlabelled=[replace(sample, answer=None) for sample in unlabelled],  # an answer here must not be learnt from
+        validation=read("data.validation", [config.data.validation] if config.data.validation else [], wanted),
+    )
+
+
+def _check_same_run(config: RunConfig, out: Path) -> None:
+    """Resuming with other settings would be another run under the old one's name."""
+    recorded = out / "config.yaml"
+    if not recorded.is_file():
+        raise ConfigError(f"--resume: {recorded} does not exist; {out} holds no run to continue")
+    before, now = _settings(load_config(recorded)), _settings(config)
+    different = [key for key in now if before.get(key) != now[key]]
+    if different:
+        raise ConfigError(f"--resume: {recorded} was started with another {', '.join(different)}; start a new run for that")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """What must stay, by section.key. Files count by whether they are there: `check_inputs` compares their contents."""
+    found: dict[str, Any] = {}
+    for section, values in config.model_dump().items():
+        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+            found[f"{section}.{key}".rstrip(".")] = _without_paths(value)
+    return {key: value for key, value in found.items() if key not in _free_keys(config)}
+
+
+def _free_keys(config: RunConfig) -> set[str]:
+    free = set(FREE_KEYS)
+    if config.projection.unit == "micro_batch":
+        free.remove("training.micro_batch_size")  # what is projected depends on it
+    if config.training.early_stop_patience:
+        free.remove("training.validate_every_steps")  # when to stop depends on it
+    return free
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    return "a file" if isinstance(value, Path) else value
+
+
+def _check_cache_is_outside(config: RunConfig, out: Path) -> None:
+    directory = config.cache.directory
+    if directory is not None and directory.resolve().is_relative_to(out.resolve()):
+        raise ConfigError(f"cache.directory = {directory} lies in --out {out}; other runs use a cache, too: put it beside them")
+
+
+def _run(trainer: Trainer, out: Path, inputs: Mapping[str, str], validations: Validations) -> TrainingSummary:
+    config, settings = trainer.config, trainer.config.training
+    record: dict[str, Any] = {"loss": {}}
+    with RunFiles(out, trainer, inputs) as files:
+        files.restore_best(validations)
+        with _explained(config, out):
+            if config.cache.fill_first:
+                trainer.fill_cache()
+        with _stop_requested() as stop:
+            while trainer.steps_done < settings.steps and not validations.exhausted(settings.early_stop_patience):
+                with _explained(config, out):
+                    record = trainer.step()
+                    validations = _validated(trainer, validations, record)
+                files.record(record)
+                stopping = trainer.parallel.any(bool(stop))  # once: a later signal must not claim that this step is saved
+                if stopping or _checkpoint_due(trainer, validations):
+                    files.checkpoint(validations)
+                if stopping:
+                    who = stop[0] if stop else "another process"
+                    raise TrainingError(
+                        f"stopped by {who} after step {trainer.steps_done} of {settings.steps}; "
+                        f"everything is saved, continue with --resume --out {out}"
+                    )
+        with _explained(config, out):
+            loss = validations.last if settings.validate_every_steps else trainer.validate()
+        final = files.final(validations)
+    return TrainingSummary(final, trainer.steps_done, record["loss"], validations.best if settings.early_stop_patience else loss)
+
+
+def _validated(trainer: Trainer, before: Validations, record: dict[str, Any]) -> Validations:
+    """Validate where it is time, and put what came out into the step's record. The last step is always time."""
+    settings, step = trainer.config.training, trainer.steps_done
+    every = settings.validate_every_steps
+    if not every or (step % every and step < settings.steps):
+        return before
+    loss = trainer.validate()
+    if loss is None:
+        return before
+    if not math.isfinite(loss):
+        raise TrainingError(f"step {step}: the validation loss is {loss}; lower optimizer.learning_rate")
+    after = before.after(step, loss)
+    record |= {"validation_loss": loss, "best_validation_loss": after.best, "best_validation_step": after.best_step}
+    if after.exhausted(settings.early_stop_patience):
+        record["stopped_early"] = True
+    return after
+
+
+def _checkpoint_due(trainer: Trainer, validations: Validations) -> bool:
+    """By the clock, before best/ is written, and when the run ends here."""
+    settings, step = trainer.config.training, trainer.steps_done
+    by_clock = step % settings.checkpoint_every_steps == 0
+    return by_clock or validations.best_step == step or validations.exhausted(settings.early_stop_patience)
+
+
+@contextmanager
+def _explained(config: RunConfig, out: Path) -> Iterator[None]:
+    """Whatever stops training says what is saved; running out of memory, what to lower and how to go on."""
+    try:
+        yield
+    except TrainingError as error:
+        raise TrainingError(f"{error}{_saved(out)}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        device = resolve_device(config.training.device)
+        first_line = str(error).partition("\n")[0]
+        what_next = f"{_saved(out)}{_resume_smaller(config, device, out)}"
+        raise TrainingError(f"{advice(config, device)}{what_next} ({first_line})") from error
+
+
+def _saved(out: Path) -> str:
+    found = step_directories(out / "checkpoints")
+    return f". The last checkpoint is {found[-1]}" if found else ""
+
+
+def _resume_smaller(config: RunConfig, device: torch.device, out: Path) -> str:
+    """The command that goes on with the cheapest setting that a resumed run may change; empty where there is none."""
+    settings = [f"{key}={value}" for key, value in smaller_settings(config, device) if key in _free_keys(config)]
+    if not settings or not step_directories(out / "checkpoints"):
+        return ""
+    return f"; continue with: drivekd train {out / 'config.yaml'} --out {out} --resume --set {settings[0]}"
+
+
+@contextmanager
+def _stop_requested() -> Iterator[list[str]]:
+    """The yielded list gets the signal's name on Ctrl-C or SIGTERM; the step under way is finished. A second one kills."""
+    received: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,354 @@
+"""`drivekd train`: one loop for supervised fine-tuning (no teachers), single-teacher and multi-teacher distillation.
+
+A step: draw packs -> micro-batches -> raw gradients by objective -> Gram matrix -> AGP coefficients -> one AdamW update on fp32
+masters. Everything random is a function of (seed, step), so resuming repeats the very same steps.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drivekd.config import RunConfig
+from drivekd.data.batch import Batch
+from drivekd.data.order import PackStream, micro_batches
+from drivekd.data.packs import Pack, frame_packs, single_packs
+from drivekd.distill.mixing import sample_mixing
+from drivekd.distill.reconcile import Reconciler, ReconcileRecord, ReconcileSettings, merge_records
+from drivekd.distill.rows import Rows, row_shares, rows_for
+from drivekd.distill.teachers.caches import Caches, cache_size, fill
+from drivekd.distill.teachers.features import ImageFeatures, Towers
+from drivekd.distill.teachers.teachers import Teachers
+from drivekd.distill.training.checkpoint import (
+    SavedStudent,
+    TrainingState,
+    newest_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    restore_weights,
+    write_checkpoint,
+)
+from drivekd.distill.training.gradients import GradientRows
+from drivekd.distill.training.memory import return_large_blocks
+from drivekd.distill.training.objectives import Objectives, StepSize
+from drivekd.distill.training.optimizer import learning_rate
+from drivekd.distill.training.parallel import Turn, join, resolve_device
+from drivekd.distill.training.sharding import gathered, place, whole_number
+from drivekd.distill.training.student import load_student, seed_dropout
+from drivekd.distill.validation import Validations
+from drivekd.distill.weighting import CE, DynamicSettings, weighting_for
+from drivekd.errors import ConfigError, TrainingError
+from drivekd.host_memory import return_freed_memory
+from drivekd.log import logger
+from drivekd.sample import Sample
+
+__all__ = ["Trainer", "TrainingSamples", "resolve_device"]
+
+_TOKENS = "tokens"  # counted beside the losses
+
+
+@dataclass(frozen=True)
+class TrainingSamples:
+    """What a run learns from: labelled and unlabelled samples, and the ones its loss is validated on."""
+
+    labelled: list[Sample]
+    unlabelled: list[Sample]
+    validation: list[Sample]
+
+
+class Trainer:
+    """Student, teachers, optimizer and data order of one run; `step()` does one optimizer step.
+
+    student, teachers, features, names (trainable parameter -> its name), rows, gradients, objectives, optimizer; samples,
+    labelled, unlabelled (streams of packs), collate; caches, parallel, placement, device; steps_done.
+    """
+
+    def __init__(self, config: RunConfig, samples: TrainingSamples) -> None:
+        self.config = config
+        self.parallel = join(config.training.device)
+        self.device = self.parallel.device
+        _check_unit(config, self.parallel.size)
+        if config.training.threads:
+            torch.set_num_threads(config.training.threads)
+        if self.device.type == "cpu":
+            return_large_blocks()
+        self.samples = samples
+        with self.parallel.agreed():
+            self._load_models()
+        self._place_student()
+        self.labelled = PackStream(self.packs_of(samples.labelled), seed=config.seed, stream=0)
+        self.unlabelled = PackStream(self.packs_of(samples.unlabelled), seed=config.seed, stream=1)
+        self.steps_done = 0
+
+    def _load_models(self) -> None:
+        config = self.config
+        dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
+        camera = config.data.camera_size_px
+        held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
+        loaded = load_student(config.student, self.device, camera, compute_dtype=held, seed=config.seed)
+        self.student, self.collate, self.names = loaded.model, loaded.collate, loaded.names
+        self.caches = Caches(config, self.collate, writer=self.parallel.rank)
+        towers = Towers(self.collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
+        self.features = (
+            towers.of(self.student, self.device, dtype)
+            if loaded.frozen_vision
+            else ImageFeatures(self.student, self.collate, self.device, dtype, frozen=False)
+        )
+        self.teachers = Teachers(config, self.student, towers, self.device, dtype) if config.teachers.paths() else None
+        if self.teachers is not None:
+            self.caches.attach(self.teachers)
+        every = [*self.samples.labelled, *self.samples.unlabelled]
+        self.caches.require_space(cache_size(config, self.teachers, self.collate, every))
+        self.rows = rows_for(config)
+        self.objectives = Objectives(config, self.rows, self.student, self.features, self.teachers, dtype)
+        self._supervised = Objectives(config, self.rows, self.student, self.features, None, dtype)
+        self._reconciler = _reconciler(config, self.rows)
+
+    def _place_student(self) -> None:
+        """Shard the student where that is wanted, then make what holds a part for each parameter."""
+        self.parallel.same_start(list(self.names))
+        self.placement = place(self.student, self.parallel)
+        trainable = set(self.names.values())  # sharding made new parameters
+        self.names = {parameter: name for name, parameter in self.student.named_parameters() if name in trainable}
+        offload, settings = self.config.training.offload_gradients, self.config.optimizer
+        self.gradients = GradientRows(list(self.names), len(self.rows.names), offload=offload)
+        self.optimizer = torch.optim.AdamW(list(self.names), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def packs_of(self, samples: Sequence[Sample]) -> list[Pack]:
+        """The samples as `training.packing` puts them together."""
+        training = self.config.training
+        if training.packing == "none":
+            return single_packs(samples)
+        return frame_packs(
+            samples,
+            self.collate.num_tokens,
+            training.max_pack_tokens,
+            self.config.seed,
+            by_capability=training.packing == "capability",
+        )
+
+    def fill_cache(self) -> None:
+        """Ask the teachers about every sample before the first step; without a cache there is nothing to do."""
+        if self.teachers is not None and self.teachers.caches:
+            packs = self.packs_of([*self.samples.labelled, *self.samples.unlabelled])
+            with self.parallel.agreed():
+                fill(self.teachers, self.config, self.collate, self.parallel.part_of(packs), self.device, self.caches)
+            if self.parallel.size > 1:
+                self.caches.refresh()  # what the other processes have written
+
+    def step(self) -> dict[str, Any]:
+        """One optimizer step; returns its record for metrics.jsonl. Raises TrainingError on NaN."""
+        started_s = time.perf_counter()
+        packs = self.step_packs()
+        samples = [sample for pack in packs for sample in pack]
+        losses, tokens, reconciled = self._reconciled_gradients(packs, samples)
+        rate = learning_rate(self.config.optimizer, self.steps_done, self.config.training.steps)
+        update_norm = self._update(rate)
+        self.steps_done += 1
+        seconds = time.perf_counter() - started_s
+        metrics = reconciled.metrics()
+        return {
+            "step": self.steps_done,
+            "loss": losses,
+            **metrics,
+            "update_norm": update_norm,
+            "learning_rate": rate,
+            "samples": len(samples),
+            "tokens": tokens,
+            "tokens_per_s": tokens / seconds,
+            "seconds": seconds,
+        }
+
+    def step_packs(self) -> list[Pack]:
+        """What the next step learns from."""
+        training = self.config.training
+        labelled = self.labelled.slice(self.steps_done * training.batch_size, training.batch_size)
+        extra = training.unlabelled_batch_size
+        return labelled + (self.unlabelled.slice(self.steps_done * extra, extra) if extra else [])
+
+    def _reconciled_gradients(
+        self, packs: Sequence[Pack], samples: Sequence[Sample]
+    ) -> tuple[dict[str, float], int, ReconcileRecord]:
+        """Every parameter's .grad becomes the step's update; returns each term's mean loss, the number of tokens, the record."""
+        size = StepSize(self.steps_done, sum(sample.answer is not None for sample in samples), len(samples))
+        by_micro_batch = self.config.projection.unit == "micro_batch"
+        mixing = sample_mixing(self.config.signals.mixing, samples, self.config.seed, self.steps_done)
+        shares = row_shares(self.rows, samples, mixing)
+        totals = dict.fromkeys((*self.rows.names, _TOKENS), 0.0)
+        records: list[ReconcileRecord] = []
+        self.gradients.zero()
+        self._suspects: set[str] = set()  # records of micro-batches whose loss is not finite
+        with nullcontext() if self.parallel.sharded else self.parallel.agreed():  # shards communicate in every pass
+            for index, turn in enumerate(self._turns(packs)):
+                batch = self.collate(turn.micro_batch).to(self.device)
+                losses = self._add_gradients(batch, size, counts=turn.counts)
+                for name, loss in losses.items():
+                    totals[name] += loss
+                totals[_TOKENS] += batch.num_tokens * turn.counts
+                if by_micro_batch:
+                    records.append(self._reconcile(losses, shares, index))
+        totals = dict(zip(totals, self.parallel.sums(list(totals.values())), strict=True))
+        tokens = int(totals.pop(_TOKENS))
+        self.gradients.all_reduce()
+        means = {name: total / shares[name] for name, total in totals.items() if shares[name] > 0}
+        if not by_micro_batch:
+            records.append(self._reconcile(totals, shares, None))
+        self.placement.release()
+        self.gradients.write_update()
+        return means, tokens, merge_records(records)
+
+    def _turns(self, packs: Sequence[Pack]) -> list[Turn[list[Pack]]]:
+        """This process's micro-batches of a step, small enough that every process has one."""
+        size = min(self.config.training.micro_batch_size, math.ceil(len(packs) / self.parallel.size))
+        return self.parallel.turns(micro_batches(packs, size, self.num_tokens), self._cost, self._reached)
+
+    def _cost(self, micro_batch: Sequence[Pack]) -> int:
+        return sum(self.num_tokens(pack) for pack in micro_batch)
+
+    def _reached(self, micro_batch: Sequence[Pack]) -> Hashable:
+        """The rows that a micro-batch fills, which say what weights its backward passes reach."""
+        samples = [sample for pack in micro_batch for sample in pack]
+        mixing = sample_mixing(self.config.signals.mixing, samples, self.config.seed, self.steps_done)
+        return tuple(name for name, share in row_shares(self.rows, samples, mixing).items() if share > 0)
+
+    def _add_gradients(self, batch: Batch, size: StepSize, *, counts: bool) -> dict[str, float]:
+        """Add a micro-batch's gradients to the rows; returns its part of each row's loss."""
+        found: dict[str, float] = {}
+        seed_dropout(self.config, self.steps_done, batch.samples)
+        with self._losses(self.objectives, batch, size) as losses:
+            for row, loss in sorted(losses.items()):
+                part = loss if counts else loss * 0.0
+                found[self.rows.names[row]] = float(part.detach())
+                if not math.isfinite(found[self.rows.names[row]]):
+                    self._suspects.update(sample.source for sample in batch.samples)
+                if self.device.type == "cpu":
+                    return_freed_memory()  # a backward pass begins where memory is fullest: a tenth less, no slower (measured)
+                self.gradients.add(row, part * self.placement.loss_scale, retain_graph=row != max(losses))
+        return found
+
+    @contextmanager
+    def _losses(self, objectives: Objectives, batch: Batch, size: StepSize) -> Iterator[dict[int, Tensor]]:
+        with ExitStack() as stack:
+            yield self.placement.forward(lambda: stack.enter_context(objectives.losses(batch, size)))
+
+    def _reconcile(self, losses: Mapping[str, float], shares: Mapping[str, float], micro_batch: int | None) -> ReconcileRecord:
+        """The rows become a part of the update. losses: sums over the projected unit, by row."""
+        for name, loss in losses.items():
+            self._check_finite(f"the loss term {name!r}", loss)
+        means = {name: loss / shares[name] for name, loss in losses.items() if shares[name] > 0}
+        coefficients, record = self._reconciler(self.gradients.gram(), means, step=self.steps_done, micro_batch=micro_batch)
+        self.gradients.accumulate(coefficients)
+        return record
+
+    def num_tokens(self, pack: Pack) -> int:
+        """Roughly, to sort and deal out by: the prefix counts once a question."""
+        return sum(sum(self.collate.num_tokens(sample)) for sample in pack)
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {self.steps_done + 1}: {what} is {value}; training stopped before the update. "
+                f"{_named(self._suspects)}Lower optimizer.learning_rate, or look at the last records of metrics.jsonl"
+            )
+
+    def _update(self, rate: float) -> float:
+        clip_norm = self.config.optimizer.clip_norm or math.inf
+        grad_norm = whole_number(nn.utils.clip_grad_norm_(list(self.names), clip_norm))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return grad_norm
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """CE over the validation samples (mean over samples); None without any."""
+        samples = self.samples.validation
+        if not samples:
+            return None
+        self.student.eval()
+        total = 0.0
+        chunks = micro_batches(self.packs_of(samples), self.config.training.micro_batch_size, self.num_tokens)
+        with nullcontext() if self.parallel.sharded else self.parallel.agreed():
+            for turn in self.parallel.turns(chunks, self._cost, lambda _: None):
+                with self._losses(self._supervised, self.collate(turn.micro_batch).to(self.device), StepSize(0, 1, 1)) as losses:
+                    total += sum(float(loss) for loss in losses.values()) * turn.counts
+        self.placement.release()
+        self.student.train()
+        return self.parallel.sums([total])[0] / len(samples)
+
+    def saved_student(self) -> SavedStudent:
+        """What the student's files are made from. All processes call it; the main one has the tensors."""
+        weights = {name: parameter.detach() for parameter, name in self.names.items()}
+        trained = gathered(weights, keep=self.parallel.is_main)
+        return SavedStudent(self.student, trained, self.config.student, self.config.prompts)
+
+    def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
+        """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""
+        student = self.saved_student()
+        moments = gathered(optimizer_tensors(self.optimizer, self.names), keep=self.parallel.is_main)
+        state = TrainingState(
+            step=self.steps_done,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            weighting=self._reconciler.state_dict(),
+            inputs=dict(inputs),
+            validations=validations,
+            files={},
+        )
+        with self.parallel.agreed():
+            if self.parallel.is_main:
+                write_checkpoint(checkpoints / f"step-{self.steps_done}", student, moments, state)
+            self.caches.flush()
+        if self.parallel.size > 1:
+            self.caches.refresh()  # what the other processes have written since
+
+    def resume(self, checkpoints: Path) -> TrainingState:
+        """Continue from the newest complete checkpoint. Raises CheckpointError when there is none."""
+        directory, state = newest_checkpoint(checkpoints)
+        restore_weights(directory, self.config.student, self.names)
+        restore_optimizer(directory, self.optimizer, self.names)
+        self._reconciler.load_state_dict(state.weighting)
+        self.steps_done = state.step
+        if (state.threads, state.torch) != (torch.get_num_threads(), torch.__version__):
+            logger.warning(
+                "%s ran on %d CPU threads with torch %s, this run uses %d with torch %s: the result will not be equal bit for "
+                "bit; set training.threads=%d and install that torch",
+                *(directory, state.threads, state.torch, torch.get_num_threads(), torch.__version__, state.threads),
+            )
+        return state
+
+
+def _reconciler(config: RunConfig, rows: Rows) -> Reconciler:
+    settings, signals = config.projection, config.signals
+    weights = {CE: signals.ce_weight} | {name: getattr(signals, name).weight for name in rows.followers}
+    dynamic = DynamicSettings(**signals.dynamic.model_dump())
+    return Reconciler(
+        rows.names,
+        dict[str, int](rows.anchors.items()),
+        dict[str, int](rows.followers.items()),
+        weighting_for(signals.weighting, weights, dynamic),
+        ReconcileSettings(settings.method, settings.unit, settings.anchor, settings.anchor_multiplicity, tuple(settings.stages)),
+        seed=config.seed,
+    )
+
+
+def _named(sources: Collection[str], most: int = 8) -> str:
+    """A sentence; empty where another process has them."""
+    more = f" and {len(sources) - most} more" if len(sources) > most else ""
+    return f"It came up in a micro-batch with {', '.join(sorted(sources)[:most])}{more}. " if sources else ""
+
+
+def _check_unit(config: RunConfig, num_processes: int) -> None:
+    if config.projection.unit == "micro_batch" and num_processes > 1:
+        raise ConfigError(
+            f'projection.unit = "micro_batch" projects one micro-batch after the other, as the released code did in one process; '
+            f'here are {num_processes} processes. Use projection.unit = "step", whose update is the same for any number of them'
+        )

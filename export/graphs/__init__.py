@@ -1,0 +1,1 @@
+"""A checkpoint's modules become ONNX graphs."""

@@ -1,0 +1,1 @@
+"""Passes over ONNX graphs: what torch wrote becomes what engines run."""

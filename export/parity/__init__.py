@@ -1,0 +1,1 @@
+"""Is what was exported still the model? Tables, and where it differs."""

@@ -1,0 +1,99 @@
+"""What is exported, read and judged before the first graph is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from drivekd.errors import CheckpointError
+from drivekd.export.graphs.decoder import check_decoder
+from drivekd.images import ImageForm
+from drivekd.models import family_of
+from drivekd.processor import Processor, load_processor, read_config
+from drivekd.runtime.bundle.manifest import ModelInfo
+
+from .checkpoint import CheckpointSource, load_weights, locate_checkpoint, stated_license, weights_sha256
+from .prompts import PROMPTS_FILE, PromptSet, load_prompts
+from .quiet import quiet
+
+__all__ = ["Source", "load_source", "weights_sha256"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Everything an export starts from. model: fp32, with its own attention. origin: the manifest's `source`."""
+
+    processor: Processor
+    prompts: PromptSet
+    model: PreTrainedModel
+    info: ModelInfo
+    origin: dict[str, str]
+
+    @property
+    def images(self) -> ImageForm:
+        return self.processor.images
+
+
+def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
+    """Read a checkpoint, a drivekd run or an adapter directory.
+
+    Raises CheckpointError: missing file, other family, weights that are not finite; ExportError: layers that no graph is made of;
+    UsageError: prompts.
+    """
+    found = locate_checkpoint(path)
+    _check_layers(found.checkpoint)
+    processor = load_processor(found.checkpoint)
+    asking = [directory for directory in found.directories if (directory / PROMPTS_FILE).is_file()]
+    prompt_set = load_prompts(asking[0] if asking else found.checkpoint, prompts)
+    for template in prompt_set.prompts.values():
+        processor.prompts.suffix(template)  # refuses chat markers
+    with quiet():
+        model = load_weights(found).eval()
+    check_decoder(found.checkpoint, model)
+    _check_finite(path, model)
+    info = _model_info(found, model)
+    if processor.tokenizer.get_vocab_size() > info.vocab_size:
+        raise CheckpointError(
+            f"{found.checkpoint}: the tokenizer has {processor.tokenizer.get_vocab_size()} tokens, "
+            f"the model {info.vocab_size} embeddings; they do not belong together"
+        )
+    return Source(processor, prompt_set, model, info, found.origin)
+
+
+def _check_layers(checkpoint: Path) -> None:
+    config = read_config(checkpoint)
+    for part, keys in (("text_config", ("num_hidden_layers",)), ("vision_config", ("num_hidden_layers", "depth"))):
+        values = config.get(part)
+        for key in keys:
+            if isinstance(values, dict) and values.get(key, 1) in (0, None):
+                raise CheckpointError(f"{checkpoint / 'config.json'}: {part}.{key} is {values[key]}; expected at least one layer")
+
+
+def _check_finite(path: Path, model: PreTrainedModel) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            count = int((~torch.isfinite(parameter)).sum())
+            raise CheckpointError(
+                f"{path}: {name} has {count} values that are NaN or infinite; the training diverged, take an earlier checkpoint"
+            )
+
+
+def _model_info(found: CheckpointSource, model: PreTrainedModel) -> ModelInfo:
+    text = model.config.text_config
+    return ModelInfo(
+        family=model.config.model_type,
+        weights_sha256=weights_sha256(*found.directories),
+        num_layers=text.num_hidden_layers,
+        num_heads=text.num_attention_heads,
+        num_kv_heads=text.num_key_value_heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+        hidden_size=text.hidden_size,
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        max_positions=text.max_position_embeddings,
+        rotary_axes=family_of(model).rotary_axes,
+        license=stated_license(found.directories),
+    )

@@ -1,0 +1,1 @@
+"""From ROS messages to the newest frame."""

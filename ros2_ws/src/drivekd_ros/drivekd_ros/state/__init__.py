@@ -1,0 +1,1 @@
+"""What the node is told and what it tells of itself."""

@@ -1,0 +1,1 @@
+"""What a bundle holds, verified while it is read."""

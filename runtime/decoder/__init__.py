@@ -1,0 +1,1 @@
+"""Decoder dialects and the memory that they write in."""

@@ -1,0 +1,1 @@
+"""Power, memory, temperature, health."""

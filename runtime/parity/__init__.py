@@ -1,0 +1,1 @@
+"""Does this machine still give what the export gave?"""

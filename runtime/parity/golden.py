@@ -1,0 +1,146 @@
+"""The recorded run that a bundle carries: replayed on another machine, it says whether the engine there computes the same.
+
+golden.npz:
+    images          uint8 [N, H, W, 3]      seeded camera tiles
+    image_embeds    float32 [N, T, D]
+    prompt_ids.C    int64 [P + Q]           per capability C: prefix and question
+    tokens          int64 [n, B]            greedy tokens of the B capabilities, end of turn not obeyed
+    margins         float32 [n, B]          distance of the two best logits behind each token
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivekd.errors import BundleError
+from drivekd.images import RGBImage, resize
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.bundle.npz import npz_bytes
+from drivekd.runtime.decoder.protocol import Cache, Logits
+from drivekd.runtime.session.prefix import camera_tiles
+from drivekd.runtime.session.sampling import greedy, top2_margin
+from drivekd.runtime.session.triad import branch
+
+if TYPE_CHECKING:
+    from drivekd.runtime.session.session import Session
+
+GOLDEN_FILE = "golden.npz"
+NUM_IMAGES = 1  # a tile takes a car's computer seconds when it has no GPU, and all tiles take the same way
+NUM_TOKENS = 16
+MIN_COSINE = 0.999  # DEPLOY section 4
+MIN_AGREEMENT = 0.99
+# Two fp32 engines differ by some 1e-5 in a logit; where the best two are nearer than this, either may win.
+TIE_MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Replay:
+    """vision_cosine: worst of all image tokens. tokens_compared leaves out ties of the recorded run."""
+
+    vision_cosine: float
+    tokens_compared: int
+    tokens_agreeing: int
+
+    @property
+    def passed(self) -> bool:
+        enough = self.tokens_agreeing >= MIN_AGREEMENT * self.tokens_compared
+        return enough and self.vision_cosine >= MIN_COSINE  # a NaN cosine is not >= anything
+
+
+def golden_images(size_px: int | tuple[int, int], num_images: int = 2, seed: int = 0) -> dict[str, RGBImage]:
+    """Seeded smooth images by camera name, uint8 [H, W, 3]; white noise would look alike to a vision tower.
+
+    size_px: of a square, or width and height (ImageForm.tile_px).
+    """
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (num_images, 6, 6, 3), dtype=np.uint8)
+    return {f"camera_{i}": resize(image, size_px) for i, image in enumerate(coarse)}
+
+
+def record_golden(session: Session) -> bytes:
+    """Run a session on the seeded images and return golden.npz. Raises RunnerError."""
+    tiles = golden_images(session.manifest.images.tile_px, NUM_IMAGES)
+    images = _for_session(session, list(tiles.values()))
+    questions = session.questions()
+    logits, cache = _read(session, images, questions, NUM_TOKENS)
+    tokens, margins = [], []  # n times [B]
+    for _ in range(NUM_TOKENS):
+        tokens.append(greedy(logits)[0])
+        margins.append(top2_margin(logits))
+        logits, cache = session.decoder.step(tokens[-1].tolist(), cache)
+    arrays: dict[str, NDArray[Any]] = {
+        "images": np.stack(list(tiles.values())),
+        "image_embeds": session.image_embeds(images),
+        "tokens": np.stack(tokens),
+        "margins": np.stack(margins),
+        **{f"prompt_ids.{name}": _prompt_ids(session, len(tiles), text) for name, text in questions.items()},
+    }
+    return npz_bytes(arrays)
+
+
+def replay_golden(session: Session, data: bytes, source: str) -> Replay:
+    """Run the recorded inputs through `session`. Raises BundleError when golden.npz or the tokenizer do not fit the bundle."""
+    golden = load_golden(data, source)
+    questions = session.questions()
+    for name, text in questions.items():
+        if not np.array_equal(golden[f"prompt_ids.{name}"], _prompt_ids(session, len(golden["images"]), text)):
+            raise BundleError(f"{source}: this machine's tokenizers library gives other ids for the {name} prompt; update it")
+    images = _for_session(session, list(golden["images"]))
+    agreeing = _agreeing(session, images, questions, golden["tokens"])  # [n, B]
+    clear = golden["margins"] > TIE_MARGIN
+    return Replay(
+        vision_cosine=_worst_cosine(golden["image_embeds"], session.image_embeds(images)),
+        tokens_compared=int(clear.sum()),
+        tokens_agreeing=int((agreeing & clear).sum()),
+    )
+
+
+def _agreeing(
+    session: Session, images: dict[str, RGBImage], questions: dict[str, str], tokens: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Which of the tokens [n, B] this session would have chosen, when each step is fed the recorded one."""
+    logits, cache = _read(session, images, questions, len(tokens))
+    found = []
+    for step, chosen in enumerate(tokens):
+        if step:
+            logits, cache = session.decoder.step(tokens[step - 1].tolist(), cache)
+        found.append((logits.argmax(axis=-1) == chosen) & np.isfinite(logits).all(axis=-1))
+    return np.stack(found)
+
+
+def _read(session: Session, images: dict[str, RGBImage], questions: dict[str, str], room: int) -> tuple[Logits, Cache]:
+    """Logits [B, V] behind each question about these images, computed now and not remembered."""
+    session.prefix.forget()
+    prefix = session.prefix.read(camera_tiles(images, session.cameras, session.manifest.images), Deadline())
+    assert prefix is not None
+    return branch(session.decoder, prefix, [session.prompts.suffix(text) for text in questions.values()], room=room)
+
+
+def load_golden(data: bytes, source: str) -> dict[str, NDArray[Any]]:
+    """The arrays of golden.npz. Raises BundleError."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{source}: {GOLDEN_FILE} cannot be read ({error})") from error
+
+
+def _for_session(session: Session, tiles: list[RGBImage]) -> dict[str, RGBImage]:
+    """Tiles under the names that this session's cameras have, or under numbers."""
+    names = session.cameras or [f"camera_{i}" for i in range(len(tiles))]
+    return dict(zip(names, tiles, strict=False))
+
+
+def _prompt_ids(session: Session, num_images: int, question: str) -> NDArray[np.int64]:
+    return np.asarray(session.prompt_ids(num_images, question), np.int64)
+
+
+def _worst_cosine(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:
+    dot = (expected * found).sum(axis=-1)  # [N, T]
+    return float((dot / np.maximum(np.linalg.norm(expected, axis=-1) * np.linalg.norm(found, axis=-1), 1e-12)).min())

@@ -1,0 +1,286 @@
+"""A bundle at work: images and questions in, answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivekd.chat import PromptEncoder
+from drivekd.errors import RunnerError, UsageError
+from drivekd.images import RGBImage
+from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes
+from drivekd.runtime.answers.cut_answers import structured_answer
+from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.grammar import Grammars
+from drivekd.runtime.answers.questions import asked_questions
+from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
+from drivekd.runtime.decoder.protocol import DeadlineExpiredError, choose_dialect
+from drivekd.runtime.engine.backends import choose_backend
+from drivekd.runtime.engine.ort import PROVIDERS
+from drivekd.runtime.engine.ort_operators import check_platform
+from drivekd.runtime.fields import answer_fields
+from drivekd.runtime.meters.health import Health, HealthSnapshot
+from drivekd.runtime.parity.gate import pass_gate
+from drivekd.runtime.parity.golden import GOLDEN_FILE
+
+from .cameras import Refresh
+from .generation import Cancelled, Generation, OnText, Wanted
+from .model import Engines
+from .prefix import camera_tiles
+from .sampling import GREEDY, Sampler, Sampling
+from .triad import Branch, forced_logits, opened
+
+
+def load_bundle(
+    path: Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    expect_digest: str | None = None,
+    public_key: Path | None = None,
+    dialect: str | None = None,
+    gate: bool = True,
+    refresh_hz: Mapping[str, float] | None = None,
+) -> Session:
+    """Verify a bundle's every byte, start its engines, pass its parity gate and return a session (a context manager).
+
+    backend: "ort-cpu", "ort-cuda", "trt", or "auto": "trt" where the bundle has engines for this device, else "ort-cpu".
+    threads: of one engine operator, None = all cores. expect_digest, public_key: as read_bundle takes them. dialect: how the
+    decoder keeps K/V, "gqa" or "concat"; None = the first of the bundle's that the backend runs. gate: False = answer without
+    having seen that this machine computes what the exporting one did. refresh_hz: by camera, how often its image is taken anew at
+    most; others at every frame.
+    Raises BundleError (changed, incomplete, not signed by this key, not for this machine, or the gate failed), RunnerError (the
+    engine does not start), UsageError (unknown backend, dialect or camera, no key).
+
+        with load_bundle(Path("bundle")) as session:
+            answers = session.answer({"CAM_FRONT": image})
+    """
+    path = Path(path)
+    backend = choose_backend(backend, path)
+    bundle = read_bundle(path, expect_digest=expect_digest, public_key=public_key, defer=True)
+    dialect = choose_dialect(bundle.manifest, backend, dialect, str(path))
+    if backend in PROVIDERS:
+        check_platform(bundle, dialect=dialect)
+    golden = bundle.files.get(GOLDEN_FILE)
+    with ExitStack() as opened_here:
+        session = Session(bundle, backend=backend, threads=threads, dialect=dialect, refresh_hz=refresh_hz)
+        opened_here.enter_context(session)
+        if gate:
+            pass_gate(session, golden, path)
+        opened_here.pop_all()
+    return session
+
+
+class Session:
+    """Answers about frames. One thread at a time.
+
+    capabilities, cameras, variables: what the bundle was exported with. dialect: how its decoder keeps K/V. schemas: of
+    structured answers, by capability; the bundle's own, else drivekd's. timings_ms: stages of the last call, in ms: vision,
+    prefill (system prompt + images), questions, decode, one entry per capability (start of the call to its end), ttft, total.
+    counts: of the last call: images_encoded, tokens_prefilled, engine_calls (of the decoder), tokens_forced (by a grammar).
+    Parity and tests reach below it through vision, decoder, prefix and prompts.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        backend: str = "ort-cpu",
+        threads: int | None = None,
+        dialect: str | None = None,
+        refresh_hz: Mapping[str, float] | None = None,
+    ) -> None:
+        manifest = bundle.manifest
+        self.bundle_digest = bundle.digest
+        self.backend = backend
+        self.manifest = manifest
+        self.capabilities: tuple[str, ...] = tuple(manifest.prompts)
+        self.cameras = manifest.cameras
+        self.variables = dict(manifest.variables)
+        self.timings_ms: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+        self.dialect = choose_dialect(manifest, backend, dialect, str(bundle.path))
+        self.schemas = _schemas(bundle)
+        self._calibration = _calibration(bundle)
+        self._refresh = Refresh(refresh_hz or {}, self.cameras)
+        self._health = Health(backend)
+        tokenizer = bundle.files["tokenizer.json"]
+        self._grammars = Grammars(tokenizer, manifest.model.vocab_size, manifest.generation.end_of_turn_id, self.schemas)
+        self._engines = Engines(bundle, backend=backend, threads=threads, dialect=self.dialect)
+        self.prompts: PromptEncoder = self._engines.processor.prompts
+        self.decoder, self.vision, self.prefix = self._engines.decoder, self._engines.vision, self._engines.prefix
+        self._generation = Generation(
+            self.decoder, self.prefix, self.prompts, manifest.generation.end_of_turn_id, len(manifest.prompts)
+        )
+        self._closed = False
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the engines; a second call does nothing."""
+        self._closed = True
+        self._engines.close()
+
+    def warm_up(self) -> None:
+        """Compile the grammars of structured answers now, not within the first frame. Raises RunnerError."""
+        self._grammars.warm_up()
+
+    def health(self) -> HealthSnapshot:
+        """Counters, latencies by stage and memory since the session began."""
+        return self._health.snapshot()
+
+    def answer(
+        self,
+        images: Mapping[str, RGBImage],
+        *,
+        capabilities: Sequence[str] | None = None,
+        question: str | None = None,
+        variables: Mapping[str, object] | None = None,
+        deadline_ms: float | None = None,
+        on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
+        structured: bool = False,
+        sampling: Sampling = GREEDY,
+        cancelled: Cancelled | None = None,
+    ) -> dict[str, Answer]:
+        """Answer the bundle's question of each capability, or one free `question`, about one frame.
+
+        images: uint8 RGB [H, W, 3] by camera name. capabilities: None = all. question: asked literally, under the single
+        capability named or "question". variables: values for the templates, such as {"ego_speed_mps": 8}. deadline_ms: from
+        now; the answers then end with finish_reason "deadline", at most one engine call later. on_text(capability, piece): text
+        as it is generated. max_new_tokens: per capability. structured: JSON that fits the capability's schema, whatever
+        happens; what was cut is null. cancelled: asked between engine calls; True ends the answers.
+        Raises UsageError (unknown capability, camera, variable; chat markers; a free question has no schema), DataError (a bad
+        image), RunnerError.
+        """
+        if self._closed:
+            raise RunnerError("the session is closed; load the bundle again")
+        deadline = Deadline(deadline_ms)
+        self.timings_ms, self.counts = {}, {}
+        if structured and question is not None:
+            raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
+        questions = asked_questions(self.manifest.prompts, self.variables, capabilities, question, variables)
+        limit = self.manifest.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
+        branches = [opened(self._grammars.constraint(name) if structured else None) for name in questions]
+        ids = {
+            name: [*self.prompts.suffix(text), *state.tokens]
+            for (name, text), state in zip(questions.items(), branches, strict=True)
+        }
+        wanted = Wanted(ids, branches, limit, Sampler(sampling, tuple(ids)), deadline, cancelled, on_text)
+        self._check_length(len(images), wanted)
+        answers = self._answers(images, wanted)
+        self.timings_ms["total"] = deadline.elapsed_ms()
+        self._health.answered(answers.values(), self.timings_ms)
+        return answers
+
+    def answer_question(self, images: Mapping[str, RGBImage], question: str, *, max_new_tokens: int | None = None) -> Answer:
+        """One free question. The images' K/V is kept: further questions about the same frame read no image again."""
+        return self.answer(images, question=question, max_new_tokens=max_new_tokens)["question"]
+
+    def forced_logits(
+        self, images: Mapping[str, RGBImage], questions: Sequence[str], tokens: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Logits [N, B, V] with which the B literal questions, as one batch, predict the given answer tokens [N, B]."""
+        tiles = camera_tiles(images, self.cameras, self.manifest.images)
+        prefix = self.prefix.read(tiles, Deadline())
+        assert prefix is not None
+        return forced_logits(self.decoder, prefix, [self.prompts.suffix(question) for question in questions], tokens)
+
+    def image_embeds(self, images: Mapping[str, RGBImage]) -> NDArray[np.float32]:
+        """The vision graph's output [N, T, D] for N images, in the bundle's camera order."""
+        return self.prefix.image_embeds(list(camera_tiles(images, self.cameras, self.manifest.images).values()))
+
+    def prompt_ids(self, num_images: int, question: str) -> list[int]:
+        """Token ids of a whole prompt: prefix and literal question."""
+        return [*self.prompts.prefix(num_images), *self.prompts.suffix(question)]
+
+    def questions(self, variables: Mapping[str, object] | None = None) -> dict[str, str]:
+        """The bundle's question of each capability with its variables filled in. Raises UsageError."""
+        return asked_questions(self.manifest.prompts, self.variables, None, None, variables)
+
+    def prefill_logits(self, images: Mapping[str, RGBImage], question: str) -> NDArray[np.float32]:
+        """Logits [V] of the first answer token to a literal question."""
+        return np.asarray(self.forced_logits(images, [question], np.zeros((1, 1), np.int64))[0, 0], np.float32)
+
+    def _check_length(self, num_images: int, wanted: Wanted) -> None:
+        if wanted.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {wanted.max_new_tokens}; an answer takes at least 1")
+        limit = self.manifest.model.max_positions
+        longest = self._generation.num_tokens(num_images, wanted)
+        if longest > limit:
+            raise UsageError(
+                f"{num_images} images, the longest question and {wanted.max_new_tokens} new tokens make {longest} tokens; "
+                f"the model has {limit} positions. Ask with fewer cameras, a shorter question or fewer tokens."
+            )
+
+    def _tiles(self, images: Mapping[str, RGBImage], wanted: Wanted) -> dict[str, RGBImage] | None:
+        """None when the deadline came before the last was made."""
+        try:
+            tiles = camera_tiles(images, self.cameras, self.manifest.images, lambda: wanted.interruption() is not None)
+        except DeadlineExpiredError:
+            return None
+        return self._refresh.taken(tiles)
+
+    def _answers(self, images: Mapping[str, RGBImage], wanted: Wanted) -> dict[str, Answer]:
+        try:
+            self._generation.run(self._tiles(images, wanted), wanted)
+            ended = dict(zip(wanted.ids, wanted.branches, strict=True))
+            self.timings_ms = self._generation.timings_ms | {name: state.finished_ms for name, state in ended.items()}
+            self.counts = self._generation.counts
+            return {name: self._answer(name, state) for name, state in ended.items()}
+        except (RunnerError, MemoryError) as error:
+            self.prefix.forget()  # what a failing engine left behind is not worth a guess
+            self._health.failed(str(error) or "out of memory")
+            if isinstance(error, RunnerError):
+                raise
+            raise RunnerError(f"out of memory while answering a frame ({error})") from error
+
+    def _answer(self, capability: str, state: Branch) -> Answer:
+        text, reason = self.prompts.decode(state.tokens), state.finish_reason
+        assert reason is not None
+        structured, complete = None, reason == "stop"
+        if state.constraint is not None:
+            text, structured, complete = structured_answer(self.schemas[capability], text, reason)
+        mean_logprob = float(np.mean(state.logprobs)) if state.logprobs else 0.0
+        calibration = self._calibration.get(capability) if state.logprobs else None
+        confidence = None if calibration is None else calibration.confidence(mean_logprob)
+        return Answer(
+            capability=capability,
+            text=text,
+            fields=answer_fields(text) if structured is None else {},
+            structured=structured,
+            valid=reason == "stop" and bool(text.strip()),
+            complete=complete,
+            finish_reason=reason,
+            tokens=len(state.tokens),
+            mean_logprob=mean_logprob,
+            confidence=confidence,
+            calibrated=calibration is not None,
+            abstained=calibration is not None and confidence is not None and confidence < calibration.threshold,
+            backend=self.backend,
+            timings_ms={name: self.timings_ms[name] for name in ("ttft",) if name in self.timings_ms}
+            | {"total": state.finished_ms},
+        )
+
+
+def _schemas(bundle: Bundle) -> dict[str, Schema]:
+    data = bundle.files.get(SCHEMAS_FILE)
+    if data is None:
+        return default_schemas(bundle.manifest.cameras)
+    return schemas_from_bytes(data, str(bundle.path))
+
+
+def _calibration(bundle: Bundle) -> dict[str, Calibration]:
+    data = bundle.files.get(CALIBRATION_FILE)
+    return {} if data is None else calibration_from_bytes(data, str(bundle.path))
