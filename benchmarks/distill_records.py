@@ -16,7 +16,7 @@ from distill_models import WORDS, BenchmarkFolder, Recipe, write_models
 from PIL import Image
 
 from drivekd.data.convert import convert_file
-from drivekd.processor import load_processor
+from drivekd.hf_checkpoint import load_processor
 from drivekd.sample import CAMERAS, CAPABILITIES
 
 CAMERA_PX = (800, 450)

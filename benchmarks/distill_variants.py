@@ -36,7 +36,7 @@ from drivekd.data.packs import frame_packs
 from drivekd.data.readers import read_samples
 from drivekd.distill.training.train import read_training_samples
 from drivekd.distill.training.trainer import Trainer
-from drivekd.processor import load_processor
+from drivekd.hf_checkpoint import load_processor
 from drivekd.sample import CAPABILITIES
 
 SIGNAL_WEIGHT = 1000.0  # attention MSEs are tiny: useful weights are of the order of 100 to 4,000 (METHOD section 2)

@@ -25,7 +25,7 @@ from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.answers.grammar import Constraint
 from drivekd.runtime.decoder.protocol import Cache
 from drivekd.runtime.engine import ort
-from drivekd.runtime.session.prefix import camera_tiles
+from drivekd.runtime.session.cameras import camera_tiles
 from drivekd.runtime.session.session import Session
 from drivekd.runtime.session.triad import branch, opened
 

@@ -24,7 +24,8 @@ from PIL import Image
 
 from drivekd.errors import CheckpointError, ExportError, UsageError
 from drivekd.files import refuse_non_empty, whole_directory
-from drivekd.processor import parse_tokenizer, write_processor
+from drivekd.hf_checkpoint import write_processor
+from drivekd.processor import parse_tokenizer
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
 from drivekd.runtime.parity.golden import GOLDEN_FILE, MIN_AGREEMENT, TIE_MARGIN, load_golden
 from drivekd.runtime.parity.referee import golden_questions, until_end

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivekd import __version__
-from drivekd.digests import file_digest
+from drivekd.files import file_digest
 from drivekd.processor import Processor
 from drivekd.runtime.bundle.manifest import (
     DIGEST_FILE,

@@ -3,17 +3,17 @@
 if __name__ != "drivekd.runtime":
     raise ImportError("import drivekd.runtime")
 
-from .answer_session import AnswerSession
 from .answers.answer import Answer, FinishReason
 from .bench import BenchReport, bench_bundle
 from .bundle.manifest import Manifest
 from .bundle.reader import read_bundle
 from .check import CheckReport, check_bundle
+from .load import load_bundle
 from .meters.health import HealthSnapshot
 from .resilience.ladder import Ladder, Rung
 from .resilience.worker import WorkerSession, WorkerSettings
 from .session.sampling import GREEDY, Sampling
-from .session.session import Session, load_bundle
+from .session.session import AnswerSession, Session
 
 __all__ = [
     "GREEDY",

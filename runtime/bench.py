@@ -17,10 +17,11 @@ from drivekd.errors import UsageError
 from drivekd.images import RGBImage
 
 from .answers.answer import Answer
+from .load import load_bundle
 from .meters.health import memory_mb
 from .meters.power import PowerMeter, PowerReport
 from .parity.golden import golden_images
-from .session.session import Session, load_bundle
+from .session.session import Session
 
 
 @dataclass(frozen=True)

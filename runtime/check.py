@@ -13,8 +13,7 @@ from .bundle.manifest import Manifest
 from .bundle.onnx_file import OnnxFile
 from .bundle.reader import Bundle, read_bundle
 from .bundle.signature import SignatureState
-from .decoder.protocol import choose_dialect
-from .engine.backends import choose_backend
+from .engine.backends import choose_backend, choose_dialect
 from .engine.ort import PROVIDERS
 from .engine.ort_operators import check_platform
 from .parity.gate import keep_verdict, replay_now

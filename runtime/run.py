@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .answers.answer import Answer
+from .load import load_bundle
 from .pictures.frames import Frame, read_frames
 from .pictures.overlay import draw_answers, write_overlay
-from .session.session import Session, load_bundle
+from .session.session import Session
 
 OnTexts = Callable[[Mapping[str, str]], None]  # capability -> its text so far; none = the frame is done
 

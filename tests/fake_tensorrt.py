@@ -28,9 +28,8 @@ from drivekd.export.trt.profiles import Limits, Profile, decoder_profiles, visio
 from drivekd.runtime.bundle.engine_record import RECORD_VERSION, EngineEntry, EngineRecord, engine_platform
 from drivekd.runtime.bundle.manifest import FileEntry, GraphSpec
 from drivekd.runtime.bundle.reader import Bundle, digest_line
-from drivekd.runtime.cuda_memory import CudaMemory
 from drivekd.runtime.engine import backends, trt
-from drivekd.runtime.engine.cuda import Device
+from drivekd.runtime.engine.cuda import CudaMemory, Device
 from drivekd.runtime.engine.ort import OrtRunner
 
 ORIN = Device("Orin", 87, "540.4.0, CUDA 12.6")

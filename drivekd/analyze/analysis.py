@@ -20,8 +20,8 @@ from drivekd.distill.teachers.teachers import DTYPES, check_same_family, check_s
 from drivekd.distill.training.parallel import resolve_device
 from drivekd.distill.training.train import read_training_samples
 from drivekd.files import refuse_non_empty, whole_directory, write_json_atomic
+from drivekd.hf_checkpoint import load_processor, read_config
 from drivekd.log import ProgressLine, logger
-from drivekd.processor import load_processor, read_config
 from drivekd.sample import CAPABILITIES, Capability, Sample
 
 from .curves import Curves

@@ -22,11 +22,12 @@ from drivekd.data.packs import single_packs
 from drivekd.distill.signals import Places, text_to_vision_places
 from drivekd.distill.teachers.features import ImageFeatures
 from drivekd.errors import CheckpointError
+from drivekd.hf_checkpoint import load_processor
 from drivekd.images import PatchSettings
 from drivekd.models import language_model, load_model, num_layers
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import CAPTURE_ATTENTION, MapRequest, capture
-from drivekd.processor import Processor, load_processor
+from drivekd.processor import Processor
 from drivekd.sample import Sample
 
 from .curves import Curves, CurveSums

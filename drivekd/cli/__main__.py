@@ -1,5 +1,5 @@
 """`python -m drivekd.cli`: what launchers of many processes start."""
 
-from drivekd.cli import main
+from .verbs import main
 
 main()

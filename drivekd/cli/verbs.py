@@ -107,7 +107,7 @@ def world(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Render the built-in driving world: records, pictures, manifest, contact sheet."""
-    from drivekd.world.command import build_world_with_progress
+    from drivekd.world.build import build_world_with_progress
 
     rows = build_world_with_progress(out, frames=frames, labelled=labelled, cameras=cameras, seed=seed)
     _print_table(f"driving world in {out}", ["", ""], rows)
@@ -200,7 +200,7 @@ def evaluate(
     black: Annotated[bool, typer.Option("--black", help="Replace every image by black: what the prior alone scores.")] = False,
 ) -> None:
     """Accuracy by capability with majority and random baselines and 95 % intervals."""
-    from drivekd.evaluate.run import evaluate_file
+    from drivekd.evaluate.evaluation import evaluate_file
 
     report = evaluate_file(model, file, out, reference=reference, black=black)
     _print_table(f"{model} on {file}", *report)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from drivekd.data.drivebench import drivebench_records
 from drivekd.data.drivekd_records import ParsedRecord, parse_record
-from drivekd.data.drivelm import drivelm_records
-from drivekd.data.foreign import ForeignRecord, Format, detect_format
+from drivekd.data.foreign import ForeignRecord, Format, detect_format, drivebench_records, drivelm_records
 from drivekd.data.json_file import json_type, read_json
 from drivekd.errors import DataError
 from drivekd.sample import Sample

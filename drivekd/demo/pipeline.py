@@ -1,4 +1,4 @@
-"""The demo: world -> student (fine-tuned, distilled) -> evaluation -> ONNX bundle -> three answers -> ROS topics.
+"""The demo: world -> student (fine-tuned, distilled) -> evaluation -> ONNX bundle -> three answers -> ROS topics -> one table.
 
 Every stage calls what the command line calls; results and a summary stay in the demo's folder.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,10 @@ from pathlib import Path
 from drivekd.config import RunConfig, load_config
 from drivekd.data.readers import read_samples
 from drivekd.demo.ros_workspace import build_workspace, run_ros_demo
-from drivekd.demo.table import HEADER, TITLE, accuracy_rows, format_score
 from drivekd.distill.training.train import train
 from drivekd.errors import UsageError
-from drivekd.evaluate import EvaluationReport, evaluate, write_report
-from drivekd.evaluate.answerers import open_answerer
+from drivekd.evaluate import EvaluationReport, ScoreRow, evaluate, write_report
+from drivekd.evaluate.evaluation import open_answerer
 from drivekd.export import bundle_from_checkpoint
 from drivekd.files import write_json_atomic, write_text_atomic
 from drivekd.log import ProgressLine, logger
@@ -28,6 +27,23 @@ from drivekd.runtime.bench import bench_bundle
 from drivekd.sample import CAPABILITIES, Sample
 from drivekd.tables import render_table
 from drivekd.world import WorldSettings, build_world
+
+HEADER = ["", *CAPABILITIES]
+TITLE = "accuracy on held-out scenes [95 % interval by scene]   * = not beyond the majority answer"
+
+
+def accuracy_rows(reports: Mapping[str, EvaluationReport], baseline: EvaluationReport) -> list[list[str]]:
+    """Rows of accuracy by capability: the majority answer first, then every report."""
+    majority = ["majority answer", *(f"{baseline.row(name).majority:.3f}" for name in CAPABILITIES)]
+    return [majority, *([who, *(format_score(report.row(name)) for name in CAPABILITIES)] for who, report in reports.items())]
+
+
+def format_score(row: ScoreRow) -> str:
+    """Accuracy with its 95 % interval, and a star when the interval does not lie beyond the majority answer's accuracy."""
+    low, high = row.interval
+    note = "" if row.beyond_majority else " *"
+    return f"{row.accuracy:.3f} [{low:.3f}, {high:.3f}]{note}"
+
 
 MODELS = Path(__file__).with_name("models")
 CONFIG = Path(__file__).with_name("demo.yaml")

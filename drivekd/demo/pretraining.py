@@ -21,10 +21,10 @@ from tokenizers import Tokenizer
 
 from drivekd.config import DataConfig, OptimizerConfig, PromptsConfig, RunConfig, StudentConfig, TrainingConfig
 from drivekd.distill.training.train import train
+from drivekd.hf_checkpoint import load_tokenizer
 from drivekd.log import configure_logging, logger
 from drivekd.models.internvl import load_model
 from drivekd.models.tiny import TINY_STUDENT, TINY_TEACHER, TinySize, build_tiny, train_tokenizer, write_checkpoint
-from drivekd.processor import load_tokenizer
 from drivekd.sample import CAMERAS, CAPABILITIES, Capability
 from drivekd.world import COORDINATE_WORDS, PROMPTS, WorldSettings, build_world
 

@@ -1,22 +1,34 @@
-"""Asks an answerer every question that can be scored without a judge, and scores the texts.
+"""What `drivekd eval` does: opens what can answer, asks it every question that can be scored without a judge, scores, reports.
 
-Scored: choice and yes/no questions; of the open ones those whose true answer holds object tags. The rest is counted,
-not asked.
+Scored: choice and yes/no questions; of the open ones those whose true answer holds object tags. The rest is counted, not asked.
+A checkpoint (torch) and a bundle (no torch) are told apart by the files in the directory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
+from drivekd.data.readers import read_samples
 from drivekd.data.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
-from drivekd.errors import DataError
+from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import metrics
-from drivekd.evaluate.extract import choice, options, yes_no
+from drivekd.evaluate.extract import choice, field_names, is_schema_valid, options, yes_no
 from drivekd.evaluate.metrics import Item, TagCounts
-from drivekd.evaluate.schema import field_names, is_schema_valid
-from drivekd.evaluate.scores import EvaluationReport, ImageSetting, MajoritySource, Prediction, ScoreRow, TagRow
+from drivekd.evaluate.scores import (
+    COLUMNS,
+    EvaluationReport,
+    ImageSetting,
+    MajoritySource,
+    Prediction,
+    ScoreRow,
+    TagRow,
+    write_report,
+)
+from drivekd.files import refuse_non_empty
+from drivekd.log import ProgressLine
 from drivekd.sample import CAPABILITIES, Sample
 
 
@@ -216,3 +228,40 @@ def _prediction(one: _Scored) -> Prediction:
         parsed=one.parsed,
         correct=correct,
     )
+
+
+def open_answerer(path: Path, *, device: str = "cpu", batch_size: int = 64, max_new_tokens: int = 24) -> Answerer:
+    """manifest.json makes a bundle, config.json a checkpoint. device, batch_size: of a checkpoint.
+
+    Raises UsageError for anything else, BundleError or CheckpointError when the files do not hold what they promise.
+    """
+    if (path / "manifest.json").is_file():
+        from drivekd.evaluate.bundle_answerer import BundleAnswerer
+
+        return BundleAnswerer(path, max_new_tokens=max_new_tokens)
+    if (path / "config.json").is_file():
+        from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
+
+        return CheckpointAnswerer(path, device=device, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    raise UsageError(f"{path}: expected a bundle (manifest.json) or a checkpoint directory (config.json), found neither")
+
+
+def evaluate_file(
+    model: Path, records: Path, out: Path, *, reference: Path | None = None, black: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """Score a checkpoint or bundle on a file of records; writes report.json and predictions.jsonl into `out`.
+
+    reference: records whose majority answer is the baseline. Returns a table (header, rows).
+    """
+    refuse_non_empty(out, "give a new --out")
+    samples = read_samples(records)
+    line = ProgressLine()
+    report = evaluate(
+        open_answerer(model),
+        samples,
+        reference=read_samples(reference) if reference else None,
+        images="black" if black else "clean",
+        on_progress=lambda done, total: line.show(f"{done}/{total} answers", final=done == total),
+    )
+    write_report(report, out)
+    return list(COLUMNS), [list(row) for row in report.rows()]

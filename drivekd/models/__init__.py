@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drivekd.processor import read_config
+from drivekd.hf_checkpoint import read_config
 
 from . import internvl, qwen2_5_vl
 from .family import Family, Part, load_weights

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from drivekd.errors import CheckpointError
-from drivekd.processor import read_checkpoint_json, read_config
+from drivekd.hf_checkpoint import read_checkpoint_json, read_config
 
 Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
-from drivekd.processor import INTERNVL, INTERNVL_CHAT
+from drivekd.hf_checkpoint import INTERNVL_CHAT
+from drivekd.processor import INTERNVL
 
 from .family import Family, Part, load_weights
 from .internvl_weights import hf_weights

@@ -13,10 +13,15 @@ which the tower must know and transformers takes as image_grid_thw.
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.vision_utils import get_vision_window_index
 
+from drivekd.images import PatchSettings
 from drivekd.processor import QWEN2_5_VL
 
 from .family import Family, Part
@@ -63,3 +68,27 @@ FAMILY = Family(
     encode_images=_encode_images,
     rotary_axes=3,
 )
+
+
+Groups = list[tuple[int, int]]  # (number of windows, patches in each), in the order in which they lie
+
+
+def window_order(visual: Any, images: PatchSettings) -> tuple[Tensor, Groups]:
+    """Which token stands where, [T]: windows one behind the other, equal sizes together; and how many there are of each size."""
+    index, bounds = get_vision_window_index(
+        _grid(images),
+        spatial_merge_size=visual.spatial_merge_size,
+        window_size=visual.window_size,
+        patch_size=visual.patch_size,
+    )
+    merged = visual.spatial_merge_size**2
+    tokens = [end - start for start, end in itertools.pairwise((bounds // merged).tolist()) if end > start]
+    windows = sorted(index.split(tokens), key=len, reverse=True)
+    groups = [(len(list(same)), length * merged) for length, same in itertools.groupby(map(len, windows))]
+    return torch.cat(windows), groups
+
+
+def _grid(images: PatchSettings) -> Tensor:
+    """image_grid_thw of one image, in patches."""
+    rows, columns = images.token_grid
+    return torch.tensor([[1, rows * images.merge, columns * images.merge]])

@@ -24,8 +24,9 @@ from transformers import (
 )
 
 from drivekd import internvl_chat
+from drivekd.hf_checkpoint import CAMERA_FILE
 from drivekd.images import PatchSettings
-from drivekd.processor import CAMERA_FILE, QWEN2_5_VL
+from drivekd.processor import QWEN2_5_VL
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>")
 QWEN_SPECIAL_TOKENS = (

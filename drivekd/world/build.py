@@ -1,4 +1,4 @@
-"""Builds a world directory: pictures, questions, manifest, contact sheet; whole or not at all.
+"""Builds a world directory: pictures, questions, manifest, contact sheet; whole or not at all. What `drivekd data world` does.
 
 OUT/samples/CAM_FRONT/train-000000.jpg ...
 OUT/train.json  unlabelled.json  validation.json  test.json      lists of Drive-KD records
@@ -18,6 +18,8 @@ from pathlib import Path
 from drivekd import __version__
 from drivekd.errors import DataError, UsageError
 from drivekd.files import whole_directory
+from drivekd.log import ProgressLine
+from drivekd.sample import CAMERAS
 
 from .frames import FrameJob, FrameResult, make_frames
 from .oracle import Action
@@ -129,3 +131,23 @@ def _needed_bytes(settings: WorldSettings) -> int:
     frames = sum(settings.num_frames(split) for split in SPLITS)
     per_frame = _BYTES_PER_FRAME + len(settings.cameras) * width_px * height_px * _BYTES_PER_PIXEL
     return int(frames * per_frame) + _BYTES_BESIDES
+
+
+CAMERA_SETS = {"front": ("CAM_FRONT",), "six": CAMERAS}
+
+
+def build_world_with_progress(out: Path, *, frames: int, labelled: int, cameras: str, seed: int) -> list[list[str]]:
+    """Build a world into `out`; returns table rows. Raises UsageError, DataError."""
+    if cameras not in CAMERA_SETS:
+        raise UsageError(f"--cameras {cameras}: expected one of {', '.join(CAMERA_SETS)}")
+    settings = WorldSettings(train_frames=frames, labelled_frames=min(labelled, frames), cameras=CAMERA_SETS[cameras], seed=seed)
+    line = ProgressLine()
+    summary = build_world(out, settings, progress=lambda done, total: line.show(f"frame {done}/{total}", final=done == total))
+    actions = ", ".join(f"{name} {share:.0%}" for name, share in summary.action_shares.items())
+    return [
+        ["frames, images", f"{summary.frames:,}, {summary.images:,}"],
+        *([name, f"{count:,} records"] for name, count in summary.records.items()),
+        ["actions", actions],
+        ["images' digest", summary.image_digest],
+        ["look at", str(out / "contact_sheet.png")],
+    ]

@@ -10,7 +10,6 @@ B batch, T new columns, P past, S = P + T, D hidden size, d head dim, V vocabula
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drivekd.errors import ExportError
 from drivekd.export.lowering.ops import cached_attention, mark
 from drivekd.models import family_of, language_model
 
 PastKeyValues = list[tuple[Tensor, Tensor]]  # per layer, [B, K, P, d]
-
-PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-# Their angles are one table over positions. "dynamic" stretches angles behind max_position_embeddings only, where no bundle goes.
-STATIC_ROPE = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
 class DecoderGraph(nn.Module):
@@ -121,23 +115,3 @@ def causal_mask(attention_mask: Tensor, length: int) -> Tensor:
     earlier = (key <= query.unsqueeze(1)).unsqueeze(0)  # [1, T, S]
     visible = earlier & (attention_mask != 0).unsqueeze(1)  # [B, T, S]
     return torch.where(visible, 0.0, torch.finfo(torch.float32).min).unsqueeze(1)
-
-
-def check_decoder(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Refuse what DecoderGraph would export wrongly. Raises ExportError."""
-    decoder: Any = language_model(model)
-    types = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if types != {"full_attention"}:
-        raise ExportError(
-            f"{checkpoint}: the language model has layers of {', '.join(sorted(types))}; this version exports full_attention only"
-        )
-    rope_type = decoder.rotary_emb.rope_type
-    if rope_type not in STATIC_ROPE:
-        raise ExportError(
-            f"{checkpoint}: rotary positions of type {rope_type!r} change with the prompt; exported are {', '.join(STATIC_ROPE)}"
-        )
-    if unknown := {name for name, _ in decoder.layers[0].self_attn.named_children()} - PROJECTIONS:
-        raise ExportError(
-            f"{checkpoint}: attention of {decoder.config.model_type} has {', '.join(sorted(unknown))}, which this version cannot "
-            "export; expected the layers of Qwen2 or Llama"
-        )

@@ -9,18 +9,16 @@ P patches, P / 4 = T tokens, H heads, d head dim, Dv width, D hidden size of the
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import get_vision_position_ids
 
 from drivekd.export.lowering.ops import mark
 from drivekd.images import PatchSettings
-
-Groups = list[tuple[int, int]]  # (number of windows, patches in each), in the order in which they lie
+from drivekd.models.qwen2_5_vl import Groups, _grid, window_order
 
 
 class QwenVision(nn.Module):
@@ -84,24 +82,3 @@ def _window_attention(query: Tensor, key: Tensor, value: Tensor, count: int, len
     query, key, value = (tensor.reshape(count, length, heads, dim).transpose(1, 2) for tensor in (query, key, value))
     weights = (query @ key.transpose(2, 3)).softmax(-1)  # [count, H, length, length]
     return (weights @ value).transpose(1, 2).reshape(1, count * length, heads * dim)
-
-
-def window_order(visual: Any, images: PatchSettings) -> tuple[Tensor, Groups]:
-    """Which token stands where, [T]: windows one behind the other, equal sizes together; and how many there are of each size."""
-    index, bounds = get_vision_window_index(
-        _grid(images),
-        spatial_merge_size=visual.spatial_merge_size,
-        window_size=visual.window_size,
-        patch_size=visual.patch_size,
-    )
-    merged = visual.spatial_merge_size**2
-    tokens = [end - start for start, end in itertools.pairwise((bounds // merged).tolist()) if end > start]
-    windows = sorted(index.split(tokens), key=len, reverse=True)
-    groups = [(len(list(same)), length * merged) for length, same in itertools.groupby(map(len, windows))]
-    return torch.cat(windows), groups
-
-
-def _grid(images: PatchSettings) -> Tensor:
-    """image_grid_thw of one image, in patches."""
-    rows, columns = images.token_grid
-    return torch.tensor([[1, rows * images.merge, columns * images.merge]])

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 
 from drivekd.images import ImageForm, ImageSettings
+from drivekd.runtime.bundle.graph_contract import past_names, present_names
 from drivekd.runtime.bundle.manifest import GraphSpec, ModelInfo, TensorSpec
-from drivekd.runtime.kv_cache import past_names, present_names
 
 DIM_MIN = {"images": 1, "batch": 1, "seq": 1, "past": 0, "total": 1}
 DUMMY_SIZE = {"images": 2, "batch": 2, "seq": 3, "past": 5, "total": 8}  # no two equal: torch.export merges equal sizes' names

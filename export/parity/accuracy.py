@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.data.readers import read_samples
-from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.bundle_answerer import camera_names
-from drivekd.evaluate.evaluation import evaluate
+from drivekd.evaluate.evaluation import evaluate, open_answerer
 from drivekd.evaluate.scores import EvaluationReport, ScoreRow
 
 ACCURACY_HEADER = ["capability", "questions", "checkpoint [95 %]", "bundle [95 %]", "difference"]

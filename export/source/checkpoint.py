@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from drivekd.digests import file_digest
 from drivekd.errors import CheckpointError
+from drivekd.files import file_digest
+from drivekd.hf_checkpoint import read_checkpoint_json
 from drivekd.models import load_model
-from drivekd.processor import read_checkpoint_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RUN_CONFIG = "config.yaml"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.vision_utils import get_vision_window_index
 
-from drivekd.export.graphs.qwen2_5_vl import window_order
 from drivekd.images import PatchSettings, RGBImage
 from drivekd.models import encode_images, language_model, part, rotary_positions
+from drivekd.models.qwen2_5_vl import window_order
 from drivekd.processor import Positions, Processor
 
 from .layer_values import (

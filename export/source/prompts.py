@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from drivekd.errors import CheckpointError, UsageError
-from drivekd.processor import read_checkpoint_json
+from drivekd.hf_checkpoint import read_checkpoint_json
 from drivekd.runtime.answers.questions import template_variables
 from drivekd.runtime.bundle.manifest import Variable
 from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json

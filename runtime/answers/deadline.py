@@ -17,3 +17,7 @@ class Deadline:
 
     def expired(self) -> bool:
         return self._limit_ms is not None and self.elapsed_ms() >= self._limit_ms
+
+
+class DeadlineExpiredError(Exception):
+    """The deadline passed, or the caller cancelled, between two engine calls of one read; the session answers it."""

@@ -11,11 +11,23 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 
 from drivekd.errors import BundleError
-from drivekd.runtime.kv_cache import past_names, present_names
 
 from .manifest import DIALECTS, MANIFEST_FILE, PRECISIONS, GraphSpec, Manifest, TensorSpec
 from .onnx_file import ExternalTensor, GraphTensor, OnnxFile, read_onnx
 from .typed_json import json_from_dataclass
+
+PARTS = ("key", "value")
+
+
+def past_names(num_layers: int) -> list[str]:
+    """Input names of the decoder's K/V, in graph order."""
+    return [f"past_key_values.{layer}.{part}" for layer in range(num_layers) for part in PARTS]
+
+
+def present_names(num_layers: int) -> list[str]:
+    """Output names of the decoder's K/V, in the order of `past_names`."""
+    return [f"present.{layer}.{part}" for layer in range(num_layers) for part in PARTS]
+
 
 MAX_IR_VERSION = 10  # what every onnxruntime since 1.20 reads; the exporter writes it
 DTYPES = ("float32", "float16", "int64", "int32")  # of graph inputs and outputs: what the runtime feeds and reads

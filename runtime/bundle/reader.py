@@ -5,8 +5,9 @@ the graphs are what the manifest says -> hand *those same bytes* on. No file is 
 every file has passed. A digest excludes accidents; malice needs `expect_digest` or a signature with `public_key`, since whoever
 changes a file can also write a new manifest. POSIX only (openat, O_NOFOLLOW).
 
-A session defers its large files: all are read and all pass first; then an engine's weights are read once more from the descriptor
-that is still open, hashed once more, and *those* bytes are handed on. Not all weights lie in memory beside the engines' own.
+A session defers its large files, since not all weights can lie in memory beside the engines' own: all are read and all pass
+first; then an engine's weights are read once more from the descriptor that is still open, hashed once more, and *those* bytes are
+handed on. What an engine gets are bytes with the digest of the manifest, or there is an error.
 """
 
 from __future__ import annotations
@@ -16,19 +17,61 @@ import io
 import os
 import re
 import stat
-from collections.abc import Mapping, MutableMapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from drivekd.errors import BundleError
-from drivekd.runtime.deferred_files import DeferredFiles
 
 from .graph_contract import check_graphs
 from .manifest import DIGEST_FILE, ENGINES_DIR, MANIFEST_FILE, FileEntry, Manifest, manifest_from_bytes
 from .onnx_file import OnnxFile
 from .signature import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, SignatureState, check_signed, verified_digests
+
+
+class DeferredFiles(MutableMapping[str, bytes]):
+    """Verified bytes by name. What is deleted, or let go with the mapping, is closed."""
+
+    def __init__(self, held: Mapping[str, bytes], descriptors: Mapping[str, int], read: Callable[[int, str], bytes]) -> None:
+        """held: the small files. descriptors: of the large ones, open, now this mapping's. read(descriptor, name): the bytes,
+        verified; raises BundleError."""
+        self._held = dict(held)
+        self._descriptors = dict(descriptors)
+        self._read = read
+        weakref.finalize(self, _close_all, self._descriptors)
+
+    def __getitem__(self, name: str) -> bytes:
+        descriptor = self._descriptors.get(name)
+        return self._held[name] if descriptor is None else self._read(descriptor, name)
+
+    def __setitem__(self, name: str, data: bytes) -> None:
+        if name in self:
+            del self[name]
+        self._held[name] = data
+
+    def __delitem__(self, name: str) -> None:
+        if name in self._descriptors:
+            os.close(self._descriptors.pop(name))
+        else:
+            del self._held[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._held or name in self._descriptors  # the base class would read the file
+
+    def __iter__(self) -> Iterator[str]:
+        yield from (*self._held, *self._descriptors)
+
+    def __len__(self) -> int:
+        return len(self._held) + len(self._descriptors)
+
+
+def _close_all(descriptors: Mapping[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
 
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest is some 20 kB; the cap bounds what an unread file can make us allocate
 MAX_FILE_BYTES = 64 << 30  # above any graph that a car can hold

@@ -16,26 +16,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
+from drivekd.runtime.bundle.graph_contract import past_names, present_names
 from drivekd.runtime.bundle.manifest import GraphSpec, ModelInfo
+from drivekd.runtime.decoder.reserve import LogitsMemory
 from drivekd.runtime.engine.ort import OrtRunner
 from drivekd.runtime.engine.runner import Array
-from drivekd.runtime.kv_cache import past_names, present_names
-from drivekd.runtime.logits_memory import LogitsMemory
 
 from .arena import Arena, ArenaCache, new_arena
 from .embedding import EmbeddingTable
-from .protocol import (
-    Cache,
-    DeadlineExpiredError,
-    Embeds,
-    Logits,
-    Positions,
-    behind,
-    cache_dtype,
-    check_reservation,
-    text_positions,
-)
+from .protocol import Cache, Embeds, Logits, Positions, behind, cache_dtype, check_reservation, text_positions
 from .reserve import Reserve
 
 KEPT_LENGTH = 8  # calls of so few columns stay bound (binding takes .4 ms): steps, and runs of tokens that a grammar forces

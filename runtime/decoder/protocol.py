@@ -14,20 +14,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.errors import BundleError, UsageError
+from drivekd.errors import UsageError
 from drivekd.runtime.answers.deadline import Deadline
-from drivekd.runtime.bundle.manifest import DIALECTS, GraphSpec, Manifest
+from drivekd.runtime.bundle.manifest import GraphSpec
 
 Logits: TypeAlias = NDArray[np.float32]  # [B, V]
 Embeds: TypeAlias = NDArray[np.float32]  # [B, T, D]
 Positions: TypeAlias = NDArray[np.int64]  # [A, B, T], or [1, B, T] where all axes are alike
-
-# In-place buffers are host memory, so the dialect that needs them stays there.
-RUNNABLE = {"ort-cpu": DIALECTS, "ort-cuda": ("concat",), "trt": ("concat",)}
-
-
-class DeadlineExpiredError(Exception):
-    """The deadline passed, or the caller cancelled, between two engine calls of one read; the session answers it."""
 
 
 class Cache(Protocol):
@@ -121,28 +114,6 @@ class Decoder(Protocol):
     def step(self, tokens: Sequence[int], cache: Cache) -> tuple[Logits, Cache]:
         """Read one token per row."""
         ...
-
-
-def choose_dialect(manifest: Manifest, backend: str, dialect: str | None, source: str) -> str:
-    """The dialect asked for, or the first of the manifest's that `backend` can run.
-
-    Raises UsageError (one asked for that this bundle or backend has not), BundleError (none can run, or its graph is missing).
-    """
-    runnable = RUNNABLE[backend]
-    found = next((name for name in manifest.dialects if name in runnable), None) if dialect is None else dialect
-    if found is None:
-        raise BundleError(
-            f"{source}: its decoder has the dialects {', '.join(manifest.dialects) or 'none'}; {backend} of this drivekd runs "
-            f"{', '.join(runnable)}. Export the checkpoint again with one of them, or update drivekd."
-        )
-    if found not in manifest.dialects or found not in runnable:
-        raise UsageError(
-            f"dialect {found!r}: this bundle has {', '.join(manifest.dialects)}, {backend} runs {', '.join(runnable)}; "
-            "leave the choice out, or ask for one that is in both"
-        )
-    if f"decoder.{found}" not in manifest.graphs:
-        raise BundleError(f"{source}: the manifest names the dialect {found}, but has no graph decoder.{found}")
-    return found
 
 
 def cache_dtype(spec: GraphSpec) -> np.dtype[Any]:

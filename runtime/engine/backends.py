@@ -1,7 +1,7 @@
-"""Which engine runs a bundle here, by name: the one table of backends.
+"""Which engine runs a bundle here, by name, and which decoder dialects it can run: the one table of backends.
 
 Nobody falls back in silence: "auto" looks at what is there before anything is started, and a backend that does not start is an
-error. Falling back to another one is `fallback`'s matter, where every answer says so.
+error. Falling back to another one is `drivekd.runtime.resilience.ladder`'s matter, where every answer says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import onnxruntime
 
 from drivekd.errors import BundleError, UsageError
 from drivekd.runtime.bundle.engine_record import RECORD_DIGEST_FILE
-from drivekd.runtime.bundle.manifest import ENGINES_DIR
+from drivekd.runtime.bundle.manifest import DIALECTS, ENGINES_DIR, Manifest
 from drivekd.runtime.bundle.reader import Bundle
 
 from .cuda import this_device
@@ -69,3 +69,29 @@ def _processor() -> str:
     first = path.read_text().split("\n\n")[0] if path.exists() else platform.processor()
     facts = [line.partition(":") for line in first.splitlines()]
     return "; ".join([platform.machine(), *(value.strip() for key, _, value in facts if key.strip() in CPU_FACTS)])
+
+
+# In-place buffers are host memory, so the dialect that needs them stays there.
+RUNNABLE = {"ort-cpu": DIALECTS, "ort-cuda": ("concat",), "trt": ("concat",)}
+
+
+def choose_dialect(manifest: Manifest, backend: str, dialect: str | None, source: str) -> str:
+    """The dialect asked for, or the first of the manifest's that `backend` can run.
+
+    Raises UsageError (one asked for that this bundle or backend has not), BundleError (none can run, or its graph is missing).
+    """
+    runnable = RUNNABLE[backend]
+    found = next((name for name in manifest.dialects if name in runnable), None) if dialect is None else dialect
+    if found is None:
+        raise BundleError(
+            f"{source}: its decoder has the dialects {', '.join(manifest.dialects) or 'none'}; {backend} of this drivekd runs "
+            f"{', '.join(runnable)}. Export the checkpoint again with one of them, or update drivekd."
+        )
+    if found not in manifest.dialects or found not in runnable:
+        raise UsageError(
+            f"dialect {found!r}: this bundle has {', '.join(manifest.dialects)}, {backend} runs {', '.join(runnable)}; "
+            "leave the choice out, or ask for one that is in both"
+        )
+    if f"decoder.{found}" not in manifest.graphs:
+        raise BundleError(f"{source}: the manifest names the dialect {found}, but has no graph decoder.{found}")
+    return found

@@ -19,7 +19,7 @@ from drivekd.errors import RunnerError
 from drivekd.runtime.bundle.engine_record import EnginePlatform, engine_platform, list_targets, verify_engine
 from drivekd.runtime.bundle.manifest import GraphSpec
 from drivekd.runtime.bundle.reader import Bundle
-from drivekd.runtime.cuda_memory import CudaMemory, DeviceArray
+from drivekd.runtime.engine.cuda import CudaMemory, DeviceArray
 
 from .cuda import this_device
 from .runner import DeviceTensor, Feed

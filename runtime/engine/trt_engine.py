@@ -17,7 +17,7 @@ import numpy as np
 from drivekd.errors import BundleError, RunnerError
 from drivekd.runtime.bundle.engine_record import EngineEntry, VerifiedEngines
 from drivekd.runtime.bundle.manifest import GraphSpec
-from drivekd.runtime.cuda_memory import CudaMemory, DeviceArray
+from drivekd.runtime.engine.cuda import CudaMemory, DeviceArray
 
 from .runner import Feed
 

@@ -23,7 +23,7 @@ from drivekd.images import RGBImage, resize
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.bundle.npz import npz_bytes
 from drivekd.runtime.decoder.protocol import Cache, Logits
-from drivekd.runtime.session.prefix import camera_tiles
+from drivekd.runtime.session.cameras import camera_tiles
 from drivekd.runtime.session.sampling import greedy, top2_margin
 from drivekd.runtime.session.triad import branch
 

@@ -22,12 +22,12 @@ from typing import Any
 
 from drivekd.errors import BundleError, DrivekdError, RunnerError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime.answer_session import AnswerSession
 from drivekd.runtime.answers.answer import Answer
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
 from drivekd.runtime.session.generation import Cancelled, OnText
 from drivekd.runtime.session.sampling import GREEDY, Sampling
+from drivekd.runtime.session.session import AnswerSession
 
 from .backoff import BackOff
 

@@ -23,10 +23,10 @@ from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.bundle.manifest import Manifest, Variable
+from drivekd.runtime.load import load_bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
 from drivekd.runtime.session.generation import Cancelled, OnText
 from drivekd.runtime.session.sampling import GREEDY, Sampling
-from drivekd.runtime.session.session import load_bundle
 
 from .backoff import BackOff
 from .child import Child, ChildLostError

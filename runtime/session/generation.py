@@ -1,21 +1,45 @@
-"""One frame through the engines: read what is new of it, branch into its questions, decode them together."""
+"""One frame through the engines: read what is new of it, branch into its questions, decode them together, stream their texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from drivekd.chat import PromptEncoder
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import FinishReason
-from drivekd.runtime.answers.deadline import Deadline
-from drivekd.runtime.decoder.protocol import Cache, DeadlineExpiredError, Decoder
-from drivekd.runtime.text_stream import TextStream
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
+from drivekd.runtime.decoder.protocol import Cache, Decoder
 
 from .prefix import PrefixReader
 from .sampling import Sampler
 from .triad import Branch, branch, decode
+
+REPLACEMENT = "\ufffd"  # what a tokenizer gives for the first bytes of a character that is not complete yet
+
+
+class TextStream:
+    """Calls `emit` with pieces whose concatenation is the decoded text of all tokens."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], emit: Callable[[str], None]) -> None:
+        self._decode = decode
+        self._emit = emit
+        # Tokens of the last two pieces: what a token says may depend on the one before, never on all (a step must not cost more
+        # the longer its answer is).
+        self._start = self._sent = 0
+
+    def update(self, tokens: Sequence[int], *, final: bool) -> None:
+        """Emit what `tokens` (all so far) add. An incomplete character waits for the next token, or for `final`."""
+        if len(tokens) == self._sent:
+            return
+        text = self._decode(tokens[self._start :])
+        if text.endswith(REPLACEMENT) and not final:
+            return
+        if piece := text[len(self._decode(tokens[self._start : self._sent])) :]:
+            self._emit(piece)
+            self._start, self._sent = self._sent, len(tokens)
+
 
 COUNTS = ("images_encoded", "tokens_prefilled", "engine_calls", "tokens_forced")
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 from drivekd.chat import PromptEncoder
 from drivekd.errors import BundleError, CheckpointError
-from drivekd.host_memory import return_freed_memory
+from drivekd.host_memory import huge_pages, return_freed_memory
 from drivekd.images import PatchSettings
 from drivekd.processor import Processor, parse_tokenizer
 from drivekd.runtime.bundle.reader import Bundle
@@ -17,7 +17,6 @@ from drivekd.runtime.decoder.protocol import Decoder
 from drivekd.runtime.engine.backends import open_runner
 from drivekd.runtime.engine.ort import OrtRunner
 from drivekd.runtime.engine.runner import Runner
-from drivekd.runtime.huge_pages import huge_pages
 
 from .prefix import PrefixReader
 

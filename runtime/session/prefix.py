@@ -17,45 +17,20 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.errors import RunnerError, UsageError
-from drivekd.images import ImageForm, RGBImage, check_image, resize
+from drivekd.errors import RunnerError
+from drivekd.images import RGBImage
 from drivekd.processor import Processor
 from drivekd.runtime.answers.deadline import Deadline
-from drivekd.runtime.decoder.protocol import Cache, DeadlineExpiredError, Decoder, Embeds
+from drivekd.runtime.decoder.protocol import Cache, Decoder, Embeds
 from drivekd.runtime.engine.runner import Runner
+
+from .cameras import Stopped
 
 # Tokens of one prefill call: what a deadline waits for at most. An image of 258 costs no more when read alone: 516 tokens took
 # 4.2 CPU seconds in two calls, 4.4 in one (InternVL3-1B int4, onnxruntime 1.31 on one core).
 CHUNK = 512
 
 ImageEmbeds: TypeAlias = NDArray[np.float32]  # [T, D]
-Stopped: TypeAlias = Callable[[], bool]
-
-
-def camera_tiles(
-    images: Mapping[str, RGBImage],
-    cameras: Sequence[str],
-    settings: ImageForm,
-    stopped: Stopped = lambda: False,
-) -> dict[str, RGBImage]:
-    """Images by camera, uint8 [H, W, 3] -> uint8 tiles of the settings' size.
-
-    They come in the bundle's camera order, or as given when it states none.
-    Raises UsageError without images or with a camera that the bundle does not know, DataError on an image that is none,
-    DeadlineExpiredError when `stopped` said so before an image: six of 1600 x 900 px take some 70 ms.
-    """
-    if not images:
-        raise UsageError("no images: a frame has at least one camera image")
-    if cameras and (unknown := [name for name in images if name not in cameras]):
-        raise UsageError(f"camera {unknown[0]!r} is unknown to this bundle; it has: {', '.join(cameras)}")
-    names = [name for name in cameras if name in images] or list(images)
-    checked = {name: check_image(images[name], name) for name in names}
-    tiles: dict[str, RGBImage] = {}
-    for name, image in checked.items():
-        if stopped():
-            raise DeadlineExpiredError
-        tiles[name] = resize(image, settings.tile_px)
-    return tiles
 
 
 @dataclass(frozen=True)

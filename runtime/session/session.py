@@ -1,11 +1,13 @@
-"""A bundle at work: images and questions in, answers out."""
+"""A bundle at work: images and questions in, answers out; and the face that sessions elsewhere share with it.
+
+Session works here, WorkerSession in a process of its own, Ladder on rungs: all are an AnswerSession.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,69 +15,23 @@ from numpy.typing import NDArray
 from drivekd.chat import PromptEncoder
 from drivekd.errors import RunnerError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.answer import Answer, answer_fields
 from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes
 from drivekd.runtime.answers.cut_answers import structured_answer
-from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Grammars
 from drivekd.runtime.answers.questions import asked_questions
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
-from drivekd.runtime.bundle.reader import Bundle, read_bundle
-from drivekd.runtime.decoder.protocol import DeadlineExpiredError, choose_dialect
-from drivekd.runtime.engine.backends import choose_backend
-from drivekd.runtime.engine.ort import PROVIDERS
-from drivekd.runtime.engine.ort_operators import check_platform
-from drivekd.runtime.fields import answer_fields
+from drivekd.runtime.bundle.manifest import Manifest, Variable
+from drivekd.runtime.bundle.reader import Bundle
+from drivekd.runtime.engine.backends import choose_dialect
 from drivekd.runtime.meters.health import Health, HealthSnapshot
-from drivekd.runtime.parity.gate import pass_gate
-from drivekd.runtime.parity.golden import GOLDEN_FILE
 
-from .cameras import Refresh
+from .cameras import Refresh, camera_tiles
 from .generation import Cancelled, Generation, OnText, Wanted
 from .model import Engines
-from .prefix import camera_tiles
 from .sampling import GREEDY, Sampler, Sampling
 from .triad import Branch, forced_logits, opened
-
-
-def load_bundle(
-    path: Path,
-    *,
-    backend: str = "auto",
-    threads: int | None = None,
-    expect_digest: str | None = None,
-    public_key: Path | None = None,
-    dialect: str | None = None,
-    gate: bool = True,
-    refresh_hz: Mapping[str, float] | None = None,
-) -> Session:
-    """Verify a bundle's every byte, start its engines, pass its parity gate and return a session (a context manager).
-
-    backend: "ort-cpu", "ort-cuda", "trt", or "auto": "trt" where the bundle has engines for this device, else "ort-cpu".
-    threads: of one engine operator, None = all cores. expect_digest, public_key: as read_bundle takes them. dialect: how the
-    decoder keeps K/V, "gqa" or "concat"; None = the first of the bundle's that the backend runs. gate: False = answer without
-    having seen that this machine computes what the exporting one did. refresh_hz: by camera, how often its image is taken anew at
-    most; others at every frame.
-    Raises BundleError (changed, incomplete, not signed by this key, not for this machine, or the gate failed), RunnerError (the
-    engine does not start), UsageError (unknown backend, dialect or camera, no key).
-
-        with load_bundle(Path("bundle")) as session:
-            answers = session.answer({"CAM_FRONT": image})
-    """
-    path = Path(path)
-    backend = choose_backend(backend, path)
-    bundle = read_bundle(path, expect_digest=expect_digest, public_key=public_key, defer=True)
-    dialect = choose_dialect(bundle.manifest, backend, dialect, str(path))
-    if backend in PROVIDERS:
-        check_platform(bundle, dialect=dialect)
-    golden = bundle.files.get(GOLDEN_FILE)
-    with ExitStack() as opened_here:
-        session = Session(bundle, backend=backend, threads=threads, dialect=dialect, refresh_hz=refresh_hz)
-        opened_here.enter_context(session)
-        if gate:
-            pass_gate(session, golden, path)
-        opened_here.pop_all()
-    return session
 
 
 class Session:
@@ -284,3 +240,42 @@ def _schemas(bundle: Bundle) -> dict[str, Schema]:
 def _calibration(bundle: Bundle) -> dict[str, Calibration]:
     data = bundle.files.get(CALIBRATION_FILE)
     return {} if data is None else calibration_from_bytes(data, str(bundle.path))
+
+
+class AnswerSession(Protocol):
+    """Session says what each of these means."""
+
+    timings_ms: dict[str, float]
+    counts: dict[str, int]
+
+    @property
+    def capabilities(self) -> tuple[str, ...]: ...
+    @property
+    def cameras(self) -> tuple[str, ...]: ...
+    @property
+    def variables(self) -> dict[str, Variable]: ...
+    @property
+    def bundle_digest(self) -> str: ...
+    @property
+    def backend(self) -> str: ...
+    @property
+    def manifest(self) -> Manifest: ...
+
+    def answer(
+        self,
+        images: Mapping[str, RGBImage],
+        *,
+        capabilities: Sequence[str] | None = None,
+        question: str | None = None,
+        variables: Mapping[str, object] | None = None,
+        deadline_ms: float | None = None,
+        on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
+        structured: bool = False,
+        sampling: Sampling = GREEDY,
+        cancelled: Cancelled | None = None,
+    ) -> dict[str, Answer]: ...
+
+    def health(self) -> HealthSnapshot: ...
+
+    def close(self) -> None: ...

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.runtime.answers.answer import FinishReason
-from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Constraint
-from drivekd.runtime.decoder.protocol import Cache, DeadlineExpiredError, Decoder, Logits
+from drivekd.runtime.decoder.protocol import Cache, Decoder, Logits
 
 from .sampling import Sampler
 

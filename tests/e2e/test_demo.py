@@ -39,7 +39,7 @@ def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:
 def test_shipped_models_are_small_and_of_one_family() -> None:
     from drivekd.demo.pipeline import MODELS
     from drivekd.distill.teachers.teachers import check_same_tokens
-    from drivekd.processor import load_processor
+    from drivekd.hf_checkpoint import load_processor
     from drivekd.sample import CAPABILITIES
 
     files = [path for path in MODELS.rglob("*") if path.is_file()]

@@ -15,9 +15,9 @@ from drivekd.config import load_config
 from drivekd.distill.dry_run.plan import dry_run
 from drivekd.distill.training.train import train
 from drivekd.files import versions
+from drivekd.hf_checkpoint import load_processor
 from drivekd.log import read_metrics
 from drivekd.models.internvl import load_model
-from drivekd.processor import load_processor
 from drivekd.sample import CAPABILITIES
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_run import NO_TEACHERS, TinyRun
 from train_cases import STEPS, assert_same_run, configured, names, scalars
 
-from drivekd.digests import file_digest
 from drivekd.distill.training.train import train
 from drivekd.errors import CheckpointError, ConfigError, UsageError
+from drivekd.files import file_digest
 from drivekd.log import logger
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.models.tiny import (
     QWEN_SPECIAL_TOKENS,
@@ -21,7 +22,7 @@ from drivekd.models.tiny import (
     train_tokenizer,
     write_checkpoint,
 )
-from drivekd.processor import Processor, load_processor
+from drivekd.processor import Processor
 
 SIZE = TinySize(vision_layers=3, vision_width=32, language_layers=3, language_width=64, image_size_px=56)
 BUILDERS = {"internvl": (build_tiny, SPECIAL_TOKENS), "qwen2_5_vl": (build_tiny_qwen, QWEN_SPECIAL_TOKENS)}

@@ -20,8 +20,8 @@ from drivekd.export.graphs.graphs import write_graphs
 from drivekd.export.source.source import Source, load_source
 from drivekd.models import language_model, rotary_positions
 from drivekd.models.tiny import TinySize, build_tiny, build_tiny_qwen, write_checkpoint
+from drivekd.runtime.bundle.graph_contract import past_names
 from drivekd.runtime.bundle.manifest import GraphSpec
-from drivekd.runtime.kv_cache import past_names
 
 SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=64, image_size_px=56)  # heads 16 wide
 CAMERA_PX = (140, 84)  # 3 x 5 tokens in windows of 2 x 2: four sizes of windows

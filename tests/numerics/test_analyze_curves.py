@@ -24,8 +24,8 @@ from drivekd.analyze.measured_model import MeasuredModel, token_grid
 from drivekd.data.batch import IGNORED_LABEL, Collator
 from drivekd.data.packs import single_packs
 from drivekd.data.readers import read_samples
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
-from drivekd.processor import load_processor
 from drivekd.sample import Sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from tiny_run import NO_TEACHERS, TinyRun, start_trainer
 
-from drivekd.distill.training.checkpoint import newest_checkpoint, step_directories
+from drivekd.distill.training.checkpoint import Validations, newest_checkpoint, step_directories
 from drivekd.distill.training.resume import check_inputs, input_digests, input_files
 from drivekd.distill.training.run_files import RunFiles
 from drivekd.distill.training.train import train
 from drivekd.distill.training.trainer import Trainer
-from drivekd.distill.validation import Validations
 from drivekd.errors import CheckpointError, ConfigError
 from drivekd.log import read_metrics
 from drivekd.models import load_model

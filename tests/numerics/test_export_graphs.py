@@ -28,13 +28,13 @@ from graph_cases import (
 from torch import Tensor
 
 from drivekd.export.graphs.graphs import decoder_graphs
-from drivekd.export.graphs.qwen2_5_vl import window_order
 from drivekd.export.graphs.shared_weights import write_models
 from drivekd.export.lowering.nodes import constant_name
 from drivekd.export.source.source import load_source
 from drivekd.images import PatchSettings
 from drivekd.models import encode_images, language_model
-from drivekd.runtime.kv_cache import past_names, present_names
+from drivekd.models.qwen2_5_vl import window_order
+from drivekd.runtime.bundle.graph_contract import past_names, present_names
 
 pytestmark = pytest.mark.usefixtures("module_on_one_thread")
 

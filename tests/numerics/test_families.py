@@ -11,9 +11,9 @@ import torch
 from family_cases import SIZE, Prompts, Tiny, make_tiny, noise_pixels, our_logits, padded_prompts
 from torch import Tensor
 
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models import encode_images, family_of, load_model, modules_of, rotary_positions
 from drivekd.models.qwen2_5_vl import image_grids
-from drivekd.processor import load_processor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

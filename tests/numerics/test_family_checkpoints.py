@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from transformers import InternVLConfig, Qwen2_5_VLConfig
 
 from drivekd.errors import CheckpointError
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models import FAMILIES, Part, encode_images, language_model, load_model, modules_of, num_layers, part
 from drivekd.models.internvl import load_model as load_internvl
-from drivekd.processor import load_processor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,8 +16,8 @@ from torch import Tensor
 import drivekd.distill.teachers.features as module
 from drivekd.data.batch import Batch
 from drivekd.data.packs import frame_packs, single_packs
-from drivekd.digests import file_digest
 from drivekd.distill.teachers.features import ImageFeatures, Towers, vision_digest
+from drivekd.files import file_digest
 from drivekd.models import encode_images, load_model, modules_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from bisect_cases import CONCAT, VISION
 
-from drivekd.export.layer_advice import advice, exclusion
 from drivekd.export.parity import probed_graph
+from drivekd.export.parity.bisect import advice, exclusion
 from drivekd.export.parity.non_finite import NonFinite
 from drivekd.runtime.bundle.reader import Bundle
 

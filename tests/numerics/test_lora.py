@@ -18,7 +18,7 @@ from tiny_run import NO_TEACHERS, TinyRun, start_trainer, stepped
 from torch import Tensor, nn
 
 from drivekd.config import LoraConfig
-from drivekd.distill.lora import add_adapters, hold_frozen_linears_in
+from drivekd.distill.training.student import add_adapters, hold_frozen_linears_in
 from drivekd.distill.training.train import train
 from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import ConfigError

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drivekd.distill.mixing import mixing_matrix, sample_mixing
+from drivekd.distill.rows import mixing_matrix, sample_mixing
 from drivekd.sample import CAPABILITIES, Sample
 
 DRAWS = 6000

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from drivekd.data.batch import IGNORED_LABEL, Batch
 from drivekd.data.packs import single_packs
-from drivekd.distill.mixing import mixing_matrix
-from drivekd.distill.rows import row_shares, rows_for
+from drivekd.distill.rows import mixing_matrix, row_shares, rows_for
 from drivekd.distill.signals import Signal
 from drivekd.distill.teachers.features import Towers
 from drivekd.distill.teachers.teachers import Teacher

@@ -19,10 +19,10 @@ from transformers import AttentionMaskInterface, PreTrainedModel
 from drivekd.data.batch import Batch, Collator
 from drivekd.data.packs import frame_packs, single_packs
 from drivekd.data.readers import read_samples
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models import attention, encode_images, language_model, load_model, rotary_positions
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import CAPTURE_ATTENTION, Captured, MapRequest, capture
-from drivekd.processor import load_processor
 
 LAYERS = (0, 2)
 WHOLE = {layer: MapRequest() for layer in LAYERS}

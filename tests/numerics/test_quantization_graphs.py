@@ -22,9 +22,9 @@ from drivekd.export.parity.probed_graph import prefill_feeds
 from drivekd.export.parity.table import relative_error
 from drivekd.export.quantize.calibration import Calibrated, calibrate, camera_samples
 from drivekd.export.quantize.convert import ATOL, GraphPlan, convert
+from drivekd.export.quantize.half import value_types
 from drivekd.export.quantize.matmuls import matmul_names
 from drivekd.export.source.source import load_source
-from drivekd.export.value_types import value_types
 from drivekd.processor import Processor
 from drivekd.runtime.bundle.manifest import GraphSpec
 

@@ -23,8 +23,8 @@ from drivekd.data.readers import read_samples
 from drivekd.distill.projection import agp_coefficients
 from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import ConfigError
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models.internvl import load_model
-from drivekd.processor import load_processor
 from drivekd.sample import CAPABILITIES
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package

@@ -22,13 +22,13 @@ from transformers import InternVLForConditionalGeneration, PreTrainedModel
 from drivekd.config import OptimizerConfig
 from drivekd.data.batch import Batch
 from drivekd.data.packs import single_packs
-from drivekd.digests import checkpoint_digest, file_digest
 from drivekd.distill.rows import rows_for
 from drivekd.distill.training.objectives import Objectives
 from drivekd.distill.training.optimizer import learning_rate
 from drivekd.distill.training.train import read_training_samples, train
 from drivekd.distill.training.trainer import Trainer, resolve_device
 from drivekd.errors import ConfigError, TrainingError
+from drivekd.files import checkpoint_digest, file_digest
 from drivekd.models import language_model, load_model
 from drivekd.models.probe import CAPTURE_ATTENTION
 from drivekd.models.tiny import TinySize, tiny_config, write_checkpoint

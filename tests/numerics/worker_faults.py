@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from drivekd.errors import RunnerError
-from drivekd.runtime.session.session import Session, load_bundle
+from drivekd.runtime.load import load_bundle
+from drivekd.runtime.session.session import Session
 
 ENGINE_FAULTS = ("raises", "nan", "memory")  # a session lives on after these, without or with a process of its own
 DEATHS = ("kill", "segv", "exit")

@@ -22,8 +22,8 @@ from torch import Tensor
 from drivekd.data.batch import IGNORED_LABEL, PADDING, PREFIX, Batch, Collator
 from drivekd.data.packs import Pack, frame_packs, single_packs
 from drivekd.errors import DataError
+from drivekd.hf_checkpoint import load_processor
 from drivekd.images import load_image
-from drivekd.processor import load_processor
 from drivekd.sample import CAPABILITIES, Sample
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.digests import checkpoint_digest, file_digest, json_digest
+from drivekd.files import checkpoint_digest, file_digest, json_digest
 
 SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3)
 VALUES = st.recursive(

@@ -13,8 +13,8 @@ import pytest
 
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, ImageSetting, evaluate, write_report
-from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.bundle_answerer import camera_names
+from drivekd.evaluate.evaluation import open_answerer
 from drivekd.sample import AnswerKind, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
@@ -221,7 +221,7 @@ def test_unknown_cameras_are_refused() -> None:
 
 def test_readers_and_metrics_do_without_torch() -> None:
     code = (
-        "import sys; import drivekd.evaluate, drivekd.evaluate.answerers, drivekd.data.readers, drivekd.data.validate, "
+        "import sys; import drivekd.evaluate, drivekd.evaluate.evaluation, drivekd.data.readers, drivekd.data.validate, "
         "drivekd.data.convert, drivekd.data.overlap; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,11 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from drivekd.digests import checkpoint_digest
 from drivekd.errors import DataError
 from drivekd.evaluate import evaluate
-from drivekd.evaluate.answerers import open_answerer
 from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
+from drivekd.evaluate.evaluation import open_answerer
+from drivekd.files import checkpoint_digest
+from drivekd.hf_checkpoint import load_processor
 from drivekd.images import load_image
 from drivekd.models import FAMILIES, load_model
 from drivekd.models.qwen2_5_vl import image_grids
@@ -27,7 +28,6 @@ from drivekd.models.tiny import (
     train_tokenizer,
     write_checkpoint,
 )
-from drivekd.processor import load_processor
 from drivekd.sample import Sample
 
 SIZE = TinySize(vision_layers=1, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)

@@ -17,10 +17,10 @@ from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.errors import CheckpointError
+from drivekd.hf_checkpoint import load_processor, load_tokenizer, write_processor
 from drivekd.models import encode_images, load_model
 from drivekd.models.internvl import load_model as load_internvl
 from drivekd.models.tiny import SPECIAL_TOKENS, TinySize, tiny_config, write_checkpoint
-from drivekd.processor import load_processor, load_tokenizer, write_processor
 
 SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)
 CORPUS = ["What's the light? It is RED, isn't it?  No: 3 cars;\n\n  12.5 m ahead.\tÜber die Straße 前方红灯"] * 20

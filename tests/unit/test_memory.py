@@ -9,7 +9,7 @@ import pytest
 
 ALLOCATIONS = """
 import torch
-from drivekd.distill.training.memory import return_large_blocks
+from drivekd.host_memory import return_large_blocks
 
 def resident_mb():
     line = next(line for line in open("/proc/self/status") if line.startswith("RssAnon"))
@@ -37,7 +37,7 @@ def test_freed_maps_leave_the_process() -> None:
 
 PAGES = """
 import torch
-from drivekd.distill.training.memory import return_large_blocks
+from drivekd.host_memory import return_large_blocks
 from drivekd.host_memory import return_freed_memory
 
 def resident_mb():

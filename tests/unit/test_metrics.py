@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivekd.data.tags import Tag, find_tags
+from drivekd.evaluate.extract import field_names, is_schema_valid
 from drivekd.evaluate.metrics import (
     Item,
     TagCounts,
@@ -21,7 +22,6 @@ from drivekd.evaluate.metrics import (
     match_tags,
     random_baseline,
 )
-from drivekd.evaluate.schema import field_names, is_schema_valid
 
 
 def item(answer: str, *texts: str, topic: str = "t") -> Item:

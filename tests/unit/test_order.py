@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.data.order import PackStream, micro_batches
-from drivekd.data.packs import Pack, single_packs
+from drivekd.data.packs import Pack, PackStream, micro_batches, single_packs
 from drivekd.sample import CAPABILITIES, Capability, Sample
 
 

@@ -13,6 +13,7 @@ import pytest
 from tiny_run import TinyRun
 
 from drivekd.errors import CheckpointError, ConfigError, UsageError
+from drivekd.hf_checkpoint import DEFAULT_CAMERA_SIZE_PX, load_processor, write_processor
 from drivekd.images import ImageSettings, PatchSettings
 from drivekd.models.tiny import (
     CHAT_TEMPLATE,
@@ -23,7 +24,7 @@ from drivekd.models.tiny import (
     train_tokenizer,
     write_checkpoint,
 )
-from drivekd.processor import DEFAULT_CAMERA_SIZE_PX, load_processor, mrope_positions, write_processor
+from drivekd.processor import mrope_positions
 
 PROCESSOR_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja")
 

@@ -10,8 +10,7 @@ import quantized_graphs as made
 from test_quantization_int8 import ranges
 
 from drivekd.export.quantize.convert import GraphPlan, apply_plan
-from drivekd.export.quantize.half import to_half
-from drivekd.export.value_types import value_types
+from drivekd.export.quantize.half import to_half, value_types
 
 WIDTH = 32
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from drivekd.errors import RunnerError
 from drivekd.runtime.decoder.arena import Arena, ArenaCache, new_arena
-from drivekd.runtime.kv_cache import KvCache
+from drivekd.runtime.decoder.concat import KvCache
 
 
 def empty(batch: int, capacity: int) -> ArenaCache:

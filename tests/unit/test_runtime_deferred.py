@@ -12,8 +12,7 @@ from small_bundle import small_files, write_small_bundle
 
 import drivekd.runtime.bundle.reader as reading
 from drivekd.errors import BundleError
-from drivekd.runtime.bundle.reader import Bundle, read_bundle
-from drivekd.runtime.deferred_files import DeferredFiles
+from drivekd.runtime.bundle.reader import Bundle, DeferredFiles, read_bundle
 
 LARGE = "tokenizer.json"  # of all files only decoder.data, of 160 bytes, is small here
 CONTENT = small_files()

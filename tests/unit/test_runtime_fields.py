@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from drivekd.runtime.fields import answer_fields
+from drivekd.runtime.answers.answer import answer_fields
 
 VAN = "near, <c1,CAM_FRONT,0.485,0.625> white van"
 

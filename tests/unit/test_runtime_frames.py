@@ -16,8 +16,7 @@ from video_clip import write_video
 
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime.pictures.frames import Frame, read_frames
-from drivekd.runtime.video import video_pictures
+from drivekd.runtime.pictures.frames import Frame, read_frames, video_pictures
 
 CAMERAS = ("CAM_FRONT", "CAM_LEFT", "CAM_RIGHT")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drivekd.runtime import huge_pages as module
-from drivekd.runtime.huge_pages import huge_pages
+from drivekd import host_memory as module
+from drivekd.host_memory import huge_pages
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 NUM_BYTES = 64 << 20

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from drivekd.runtime.logits_memory import NUM_BLOCKS, LogitsMemory
+from drivekd.runtime.decoder.reserve import NUM_BLOCKS, LogitsMemory
 
 
 def test_logits_that_nobody_holds_are_written_over() -> None:

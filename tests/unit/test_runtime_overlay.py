@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from drivekd.images import RGBImage, load_image
-from drivekd.runtime.answer_lines import Line, answer_lines, state_of
 from drivekd.runtime.answers.answer import Answer, FinishReason
 from drivekd.runtime.answers.schemas import default_schemas, valid_answer
 from drivekd.runtime.pictures.marks import Mark, marks_of, without_tags
 from drivekd.runtime.pictures.overlay import AROUND_THE_CAR, draw_answers, write_overlay
+from drivekd.runtime.pictures.panel import Line, answer_lines, state_of
 from drivekd.runtime.pictures.style import COLORS, WARNING, font, shortened, style_for, wrapped
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")

@@ -13,10 +13,10 @@ from drivekd.errors import DataError, UsageError
 from drivekd.images import ImageSettings
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.answers.questions import fill_template, merged_variables
-from drivekd.runtime.decoder.concat import left_padded
-from drivekd.runtime.kv_cache import KvCache, past_names, present_names
-from drivekd.runtime.session.prefix import camera_tiles
-from drivekd.runtime.text_stream import TextStream
+from drivekd.runtime.bundle.graph_contract import past_names, present_names
+from drivekd.runtime.decoder.concat import KvCache, left_padded
+from drivekd.runtime.session.cameras import camera_tiles
+from drivekd.runtime.session.generation import TextStream
 
 IMAGE = np.zeros((4, 6, 3), np.uint8)
 

@@ -26,13 +26,12 @@ from torch import Tensor, nn
 from drivekd.config import RunConfig
 from drivekd.data.batch import Batch, Collator
 from drivekd.data.packs import Pack
-from drivekd.digests import file_digest
 from drivekd.distill.teachers.caches import Caches, can_be_cached
 from drivekd.distill.teachers.features import ImageFeatures
-from drivekd.distill.training.checkpoint import write_student
+from drivekd.distill.training.checkpoint import Validations, write_student
 from drivekd.distill.training.gradients import GradientRows
 from drivekd.distill.training.trainer import Trainer
-from drivekd.distill.validation import Validations
+from drivekd.files import file_digest
 from drivekd.log import ProgressLine
 
 BUDGET_S = 60.0  # for measuring steps; at least FEWEST are measured, whatever they take

@@ -43,7 +43,7 @@ from drivekd.distill.dry_run.run_times import (
     typical,
 )
 from drivekd.distill.dry_run.workload import Order, Workload, count, representative
-from drivekd.distill.mixing import sample_mixing
+from drivekd.distill.rows import sample_mixing
 from drivekd.distill.teachers.caches import CacheSize, cache_size, taught_by
 from drivekd.distill.training.memory import is_out_of_memory, smaller_settings
 from drivekd.distill.training.parallel import resolve_device

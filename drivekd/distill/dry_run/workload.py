@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.data.order import micro_batches
-from drivekd.data.packs import Pack
+from drivekd.data.packs import Pack, micro_batches
 from drivekd.sample import CAPABILITIES, Sample
 
 MOST_VISITS = 200_000  # packs that are walked through, about ten seconds; later steps are counted as the last half of these

@@ -15,16 +15,15 @@ import torch
 
 from drivekd.config import RunConfig
 from drivekd.data.batch import Collator
-from drivekd.data.order import micro_batches
-from drivekd.data.packs import Pack
-from drivekd.digests import checkpoint_digest
-from drivekd.distill.mixing import mixing_matrix
+from drivekd.data.packs import Pack, micro_batches
+from drivekd.distill.rows import mixing_matrix
 from drivekd.distill.signals import Signal
 from drivekd.distill.teachers.disk import require_space
+from drivekd.distill.teachers.features import trains_vision
 from drivekd.distill.teachers.signal_cache import SignalCache
 from drivekd.distill.teachers.store import BlockStore
 from drivekd.distill.teachers.teachers import Teachers
-from drivekd.distill.training.student import trains_vision
+from drivekd.files import checkpoint_digest
 from drivekd.log import ProgressLine
 from drivekd.models import language_shape
 from drivekd.sample import CAPABILITIES, Capability, Sample

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drivekd.config import StudentConfig
 from drivekd.data.batch import Batch, Collator
-from drivekd.digests import file_digest
+from drivekd.files import file_digest
 from drivekd.models import Part, encode_images, modules_of
 
 FEATURE_CACHE_BYTES = 2 << 30
@@ -141,3 +142,8 @@ def vision_digest(model: PreTrainedModel) -> str:
                 total.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
                 total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
+
+
+def trains_vision(config: StudentConfig) -> bool:
+    """Whether any weight in front of the language model moves."""
+    return bool({"vision_encoder", "projector"} & set(config.train))

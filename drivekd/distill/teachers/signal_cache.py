@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from drivekd.data.batch import PREFIX, View
-from drivekd.digests import file_digest, json_digest
 from drivekd.distill.signals import text_to_vision_places
+from drivekd.files import file_digest, json_digest
 
 
 class Store(Protocol):

@@ -22,10 +22,11 @@ from drivekd.distill.teachers.features import ImageFeatures, Towers
 from drivekd.distill.teachers.layer_choices import signal_config
 from drivekd.distill.teachers.signal_cache import SignalCache
 from drivekd.errors import ConfigError
+from drivekd.hf_checkpoint import load_processor, read_config
 from drivekd.models import language_model, language_shape, load_model, num_layers
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import CAPTURE_ATTENTION, capture
-from drivekd.processor import Processor, load_processor, read_config
+from drivekd.processor import Processor
 from drivekd.sample import Capability
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

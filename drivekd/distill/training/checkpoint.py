@@ -5,7 +5,7 @@ checkpoints/step-N
     trained.safetensors                                   what trains, by name: the base is not written again
     prompts.json                                          the questions an exported bundle asks by default
     optimizer.safetensors                                 AdamW's moments by parameter name
-    training_state.json                                   TrainingState
+    training_state.json                                   TrainingState, the validations so far in it
 final/ and best/ are made by `write_student`: a whole model, adapters merged, and with LoRA adapter/ besides, in peft's layout.
 """
 
@@ -24,19 +24,39 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drivekd.config import PromptsConfig, StudentConfig
-from drivekd.digests import file_digest
-from drivekd.distill.lora import merged, write_adapter
 from drivekd.distill.training.sharding import placed
-from drivekd.distill.validation import Validations
+from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
-from drivekd.files import whole_directory, write_json_atomic
+from drivekd.files import file_digest, whole_directory, write_json_atomic
 from drivekd.log import logger
 from drivekd.models import load_model
 from drivekd.sample import CAPABILITIES
 
+from .optimizer import OPTIMIZER_FILE
+
+
+@dataclass(frozen=True)
+class Validations:
+    """last: the newest loss (CE). best, best_step: the lowest, and when. without_gain: validations since then."""
+
+    last: float | None = None
+    best: float | None = None
+    best_step: int | None = None
+    without_gain: int = 0
+
+    def after(self, step: int, loss: float) -> Validations:
+        """With one more. Only a lower loss is better: of equals the first stays."""
+        if self.best is None or loss < self.best:
+            return Validations(loss, loss, step)
+        return Validations(loss, self.best, self.best_step, self.without_gain + 1)
+
+    def exhausted(self, patience: int) -> bool:
+        """Whether to stop early; patience 0 = never."""
+        return 0 < patience <= self.without_gain
+
+
 STATE_FILE = "training_state.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
 TRAINED_FILE = "trained.safetensors"
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -144,30 +164,6 @@ def restore_weights(directory: Path, config: StudentConfig, names: Mapping[nn.Pa
                 f"{directory}: no weights for {name} of shape {list(parameter.shape)}; it is of another student"
             )
         parameter.copy_(placed(weights[name], parameter))
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
-    """AdamW's state as FIELD/PARAMETER -> tensor, sharded where the parameter is."""
-    return {
-        f"{field}/{name}": value.detach()
-        for parameter, name in names.items()
-        for field, value in optimizer.state[parameter].items()
-    }
-
-
-def restore_optimizer(directory: Path, optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> None:
-    """Put AdamW's moments and step counts back. Raises CheckpointError when they are of another model."""
-    tensors = load_file(directory / OPTIMIZER_FILE)
-    for parameter, name in names.items():
-        state = {field: tensors.get(f"{field}/{name}") for field in ("step", "exp_avg", "exp_avg_sq")}
-        step, mean, square = state.values()
-        if step is None or mean is None or square is None or mean.shape != parameter.shape:
-            raise CheckpointError(f"{directory / OPTIMIZER_FILE}: no optimizer state for {name}; it is of another student")
-        optimizer.state[parameter] = {
-            "step": step,
-            "exp_avg": placed(mean, parameter),
-            "exp_avg_sq": placed(square, parameter),
-        }
 
 
 def _copy_processor_files(source: Path, directory: Path) -> None:

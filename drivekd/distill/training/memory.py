@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 from pathlib import Path
@@ -14,20 +13,6 @@ from drivekd.config import RunConfig
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # a container's
 # What torch and oneDNN say when the host has no more; neither has a type of its own for it.
 HOST_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
-
-LARGE_BLOCK_BYTES = 8 << 20
-_M_MMAP_THRESHOLD = -3  # mallopt(3)
-
-
-def return_large_blocks() -> None:
-    """From now on tensors of LARGE_BLOCK_BYTES and more go back to the system when they are freed, on a host with glibc.
-
-    Left alone, glibc puts blocks of up to 32 MB into its heap, where a small block behind them keeps them: a third of a
-    training step's memory was freed maps and activations that nobody could use (docs/distillation.md has the figures).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none, and no such heap
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

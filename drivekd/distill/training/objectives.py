@@ -14,8 +14,7 @@ from drivekd.config import RunConfig
 from drivekd.data.batch import IGNORED_LABEL, Batch
 from drivekd.distill.losses import cross_entropy_per_sample, logits_kl_per_sample
 from drivekd.distill.maps import Maps, WantedLayers
-from drivekd.distill.mixing import sample_mixing
-from drivekd.distill.rows import Rows
+from drivekd.distill.rows import Rows, sample_mixing
 from drivekd.distill.signals import places_of, signal_loss
 from drivekd.distill.teachers.features import ImageFeatures
 from drivekd.distill.teachers.teachers import Samples, Teachers

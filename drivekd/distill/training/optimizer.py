@@ -1,10 +1,18 @@
-"""The learning rate of a step."""
+"""The learning rate of a step, and AdamW's moments as a checkpoint keeps them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from drivekd.config import OptimizerConfig
+from drivekd.distill.training.sharding import placed
+from drivekd.errors import CheckpointError
 
 
 def learning_rate(settings: OptimizerConfig, step: int, num_steps: int) -> float:
@@ -15,3 +23,30 @@ def learning_rate(settings: OptimizerConfig, step: int, num_steps: int) -> float
         return settings.learning_rate
     span = max(1, num_steps - settings.warmup_steps)
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - settings.warmup_steps) / span))
+
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """AdamW's state as FIELD/PARAMETER -> tensor, sharded where the parameter is."""
+    return {
+        f"{field}/{name}": value.detach()
+        for parameter, name in names.items()
+        for field, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(directory: Path, optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+    """Put AdamW's moments and step counts back. Raises CheckpointError when they are of another model."""
+    tensors = load_file(directory / OPTIMIZER_FILE)
+    for parameter, name in names.items():
+        state = {field: tensors.get(f"{field}/{name}") for field in ("step", "exp_avg", "exp_avg_sq")}
+        step, mean, square = state.values()
+        if step is None or mean is None or square is None or mean.shape != parameter.shape:
+            raise CheckpointError(f"{directory / OPTIMIZER_FILE}: no optimizer state for {name}; it is of another student")
+        optimizer.state[parameter] = {
+            "step": step,
+            "exp_avg": placed(mean, parameter),
+            "exp_avg_sq": placed(square, parameter),
+        }

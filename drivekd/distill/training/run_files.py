@@ -17,10 +17,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from drivekd.config import dump_config
-from drivekd.distill.training.checkpoint import SavedStudent, remove_old_checkpoints, write_student
+from drivekd.distill.training.checkpoint import SavedStudent, Validations, remove_old_checkpoints, write_student
 from drivekd.distill.training.memory import peak_bytes
 from drivekd.distill.training.trainer import Trainer
-from drivekd.distill.validation import Validations
 from drivekd.errors import CheckpointError, TrainingError
 from drivekd.files import versions, whole_directory, write_json_atomic, write_text_atomic
 from drivekd.log import MetricsFile, ProgressLine, logger

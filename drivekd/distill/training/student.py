@@ -1,25 +1,125 @@
-"""The model that learns: which weights move, and how it is prepared for training."""
+"""The model that learns: which weights move, and how it is prepared for training.
+
+LoRA (Hu et al. 2022, arXiv 2106.09685): low-rank adapters in the language model's linear layers, by peft.
+
+    y = W x + (alpha / rank) B A dropout(x)        W frozen, A [rank, in] drawn, B [out, rank] zero at the start
+
+peft's layers replace the linear layers in place, so that the model keeps its class, its parts and its attention modules: captured
+attention is computed from adapted queries and keys. Adapters are fp32 under bf16 compute, as all masters are. Frozen linear
+weights are then held in bf16: autocast would round them to it in every pass, so that the results are the same to the bit, and an
+8B model takes 16 GB instead of 32. What is merged at the end is the fp32 checkpoint, not these.
+"""
 
 from __future__ import annotations
 
+import difflib
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drivekd.config import RunConfig, StudentConfig
+from drivekd.config import LoraConfig, RunConfig, StudentConfig
 from drivekd.data.batch import Collator
-from drivekd.distill.lora import add_adapters, hold_frozen_linears_in
+from drivekd.distill.teachers.features import trains_vision
+from drivekd.errors import ConfigError
+from drivekd.hf_checkpoint import load_processor
 from drivekd.models import language_model, load_model, modules_of
 from drivekd.models.probe import CAPTURE_ATTENTION
 from drivekd.models.swiglu import recompute_products
-from drivekd.processor import load_processor
 from drivekd.sample import Sample
+
+ADAPTER = "default"
+_DOWN, _UP = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
+
+
+def add_adapters(model: PreTrainedModel, config: LoraConfig, source: Path, *, seed: int) -> None:
+    """Put adapters on the named linear layers of the language model; nothing else of the model is trainable afterwards.
+
+    source: the checkpoint of the model, which the adapter's own file names. A is drawn from `seed`, and torch's generators stay
+    as they are. Raises ConfigError for a target that no linear layer is called.
+    """
+    check_targets(model, config.targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(_peft_config(model, config, source), model, ADAPTER)
+
+
+def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Raises ConfigError naming what there is. A target is the end of a module's dotted name: q_proj, layers.0.mlp.up_proj."""
+    layers = [name for name, module in language_model(model).named_modules() if isinstance(module, nn.Linear)]
+    known = list(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in layers):
+            near = difflib.get_close_matches(target, known, cutoff=0.4)
+            meant = f"Did you mean {' or '.join(near)}? " if near else ""
+            raise ConfigError(
+                f"student.lora.targets: no linear layer of the language model is called {target!r}. {meant}"
+                f"There are {', '.join(known)}"
+            )
+
+
+def hold_frozen_linears_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Frozen weights and biases of the language model's linear layers in the dtype that autocast computes with."""
+    for module in language_model(model).modules():
+        if isinstance(module, nn.Linear):
+            for parameter in module.parameters():
+                if not parameter.requires_grad:
+                    parameter.data = parameter.data.to(dtype)
+
+
+def merged(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """The base's weights by name, with W + (alpha / rank) B A where an adapter is, and the other trained weights in their places.
+
+    trained: what trains by name, adapters among it. Only what changes is returned; everything fp32 on the base's device.
+    """
+    changed: dict[str, Tensor] = {}
+    for name, value in trained.items():
+        if name.endswith(_DOWN):
+            layer = name.removesuffix(_DOWN)
+            weight = base[f"{layer}.weight"]
+            up, down = trained[layer + _UP].to(weight.device), value.to(weight.device)
+            changed[f"{layer}.weight"] = weight + config.alpha / config.rank * (up @ down)  # [out, in]
+        elif not name.endswith(_UP):
+            changed[name] = value
+    return changed
+
+
+def write_adapter(
+    directory: Path, model: PreTrainedModel, config: LoraConfig, source: Path, trained: Mapping[str, Tensor]
+) -> None:
+    """adapter_config.json and adapter_model.safetensors, as peft.PeftModel.from_pretrained(base, directory) reads them."""
+    directory.mkdir()
+    peft_config = _peft_config(model, config, source)
+    peft_config.inference_mode = True
+    peft_config.save_pretrained(str(directory))
+    adapters = {name: value for name, value in trained.items() if name.endswith((_DOWN, _UP))}
+    renamed = {
+        f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": value.cpu().contiguous() for name, value in adapters.items()
+    }
+    save_file(renamed, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _peft_config(model: PreTrainedModel, config: LoraConfig, source: Path) -> PeftLoraConfig:
+    """Targets as one pattern over whole names: InternVL's vision tower has a q_proj, too."""
+    (prefix,) = (name for name, module in model.named_modules() if module is language_model(model))
+    ends = "|".join(map(re.escape, config.targets))
+    return PeftLoraConfig(
+        base_model_name_or_path=str(source),
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=rf"{re.escape(prefix)}\.(.*\.)?({ends})",
+    )
 
 
 @dataclass(frozen=True)
@@ -76,8 +176,3 @@ def seed_dropout(config: RunConfig, step: int, samples: Sequence[Sample]) -> Non
     if config.student.lora is not None and config.student.lora.dropout > 0:
         words = zlib.crc32("\n".join(f"{s.question}\n{s.answer}\n{[path.name for path in s.images]}" for s in samples).encode())
         torch.manual_seed(int(np.random.default_rng([config.seed, 6, step, words]).integers(2**63)))
-
-
-def trains_vision(config: StudentConfig) -> bool:
-    """Whether any weight in front of the language model moves."""
-    return bool({"vision_encoder", "projector"} & set(config.train))

@@ -1,4 +1,4 @@
-"""A training run from configuration to `final/`: the loop, clean stops, and what a resumed run may change."""
+"""A training run from configuration to `final/`: the loop, validation, and clean stops."""
 
 from __future__ import annotations
 
@@ -14,27 +14,20 @@ from typing import Any
 
 import torch
 
-from drivekd.config import RunConfig, load_config
+from drivekd.config import RunConfig
 from drivekd.data.readers import check_images, read_samples
-from drivekd.distill.training.checkpoint import newest_checkpoint, step_directories
+from drivekd.distill.training.checkpoint import Validations, newest_checkpoint, step_directories
 from drivekd.distill.training.memory import advice, is_out_of_memory, smaller_settings
 from drivekd.distill.training.parallel import resolve_device
 from drivekd.distill.training.resume import check_inputs, input_digests, input_files
 from drivekd.distill.training.run_files import RunFiles
 from drivekd.distill.training.trainer import Trainer, TrainingSamples
-from drivekd.distill.validation import Validations
 from drivekd.errors import ConfigError, DataError, DrivekdError, TrainingError
 from drivekd.files import refuse_non_empty
 from drivekd.log import logger
 from drivekd.sample import Capability, Sample
 
-# What a resumed run may change: when it saves, where it computes, what it keeps in memory and on disk.
-FREE_KEYS = {
-    *("training.checkpoint_every_steps", "training.keep_checkpoints", "training.validate_every_steps"),
-    *("training.threads", "training.device", "training.offload_gradients", "training.micro_batch_size"),
-    *("student.gradient_checkpointing", "teachers.device"),
-    *("cache.directory", "cache.signals", "cache.vision", "cache.fill_first"),
-}
+from .resume import _check_same_run, _free_keys
 
 
 @dataclass(frozen=True)
@@ -95,41 +88,6 @@ def read_training_samples(config: RunConfig) -> TrainingSamples:
         unlabelled=[replace(sample, answer=None) for sample in unlabelled],  # an answer here must not be learnt from
         validation=read("data.validation", [config.data.validation] if config.data.validation else [], wanted),
     )
-
-
-def _check_same_run(config: RunConfig, out: Path) -> None:
-    """Resuming with other settings would be another run under the old one's name."""
-    recorded = out / "config.yaml"
-    if not recorded.is_file():
-        raise ConfigError(f"--resume: {recorded} does not exist; {out} holds no run to continue")
-    before, now = _settings(load_config(recorded)), _settings(config)
-    different = [key for key in now if before.get(key) != now[key]]
-    if different:
-        raise ConfigError(f"--resume: {recorded} was started with another {', '.join(different)}; start a new run for that")
-
-
-def _settings(config: RunConfig) -> dict[str, Any]:
-    """What must stay, by section.key. Files count by whether they are there: `check_inputs` compares their contents."""
-    found: dict[str, Any] = {}
-    for section, values in config.model_dump().items():
-        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
-            found[f"{section}.{key}".rstrip(".")] = _without_paths(value)
-    return {key: value for key, value in found.items() if key not in _free_keys(config)}
-
-
-def _free_keys(config: RunConfig) -> set[str]:
-    free = set(FREE_KEYS)
-    if config.projection.unit == "micro_batch":
-        free.remove("training.micro_batch_size")  # what is projected depends on it
-    if config.training.early_stop_patience:
-        free.remove("training.validate_every_steps")  # when to stop depends on it
-    return free
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
-    return "a file" if isinstance(value, Path) else value
 
 
 def _check_cache_is_outside(config: RunConfig, out: Path) -> None:

@@ -19,34 +19,29 @@ from torch import Tensor, nn
 
 from drivekd.config import RunConfig
 from drivekd.data.batch import Batch
-from drivekd.data.order import PackStream, micro_batches
-from drivekd.data.packs import Pack, frame_packs, single_packs
-from drivekd.distill.mixing import sample_mixing
+from drivekd.data.packs import Pack, PackStream, frame_packs, micro_batches, single_packs
 from drivekd.distill.reconcile import Reconciler, ReconcileRecord, ReconcileSettings, merge_records
-from drivekd.distill.rows import Rows, row_shares, rows_for
+from drivekd.distill.rows import Rows, row_shares, rows_for, sample_mixing
 from drivekd.distill.teachers.caches import Caches, cache_size, fill
 from drivekd.distill.teachers.features import ImageFeatures, Towers
 from drivekd.distill.teachers.teachers import Teachers
 from drivekd.distill.training.checkpoint import (
     SavedStudent,
     TrainingState,
+    Validations,
     newest_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
     restore_weights,
     write_checkpoint,
 )
 from drivekd.distill.training.gradients import GradientRows
-from drivekd.distill.training.memory import return_large_blocks
 from drivekd.distill.training.objectives import Objectives, StepSize
-from drivekd.distill.training.optimizer import learning_rate
+from drivekd.distill.training.optimizer import learning_rate, optimizer_tensors, restore_optimizer
 from drivekd.distill.training.parallel import Turn, join, resolve_device
 from drivekd.distill.training.sharding import gathered, place, whole_number
 from drivekd.distill.training.student import load_student, seed_dropout
-from drivekd.distill.validation import Validations
 from drivekd.distill.weighting import CE, DynamicSettings, weighting_for
 from drivekd.errors import ConfigError, TrainingError
-from drivekd.host_memory import return_freed_memory
+from drivekd.host_memory import return_freed_memory, return_large_blocks
 from drivekd.log import logger
 from drivekd.sample import Sample
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from dialect_cases import Images
 
-from drivekd.runtime.answers.deadline import Deadline
-from drivekd.runtime.decoder.protocol import DeadlineExpiredError
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.engine.ort import BoundGraph
 from drivekd.runtime.session.session import Session
 

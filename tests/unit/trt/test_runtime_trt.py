@@ -122,7 +122,7 @@ def test_steps_take_no_new_memory(runner: TrtRunner, api: FakeTensorRT) -> None:
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 255, 256, 257, 4095, 4096, 4097, 10_000, 1_344_000, (1 << 30) + 1])
 def test_a_block_is_large_enough_and_wastes_an_eighth_at_most(num_bytes: int) -> None:
-    from drivekd.runtime.cuda_memory import _size_class
+    from drivekd.runtime.engine.cuda import _size_class
 
     size = _size_class(num_bytes)
     assert size >= max(num_bytes, 256) and size % 256 == 0

@@ -12,8 +12,8 @@ from small_bundle import write_small_bundle
 from trt_cases import DECODER, feeds, frame
 
 from drivekd.runtime.bundle.reader import read_bundle
-from drivekd.runtime.cuda_memory import DeviceArray
 from drivekd.runtime.engine import trt
+from drivekd.runtime.engine.cuda import DeviceArray
 from drivekd.runtime.engine.ort import OrtRunner
 from drivekd.runtime.engine.trt import TrtRunner
 

@@ -12,8 +12,8 @@ from trt_cases import DECODER, feeds
 
 from drivekd.errors import BundleError, RunnerError
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
-from drivekd.runtime.cuda_memory import CudaMemory
 from drivekd.runtime.engine import backends, trt
+from drivekd.runtime.engine.cuda import CudaMemory
 from drivekd.runtime.engine.trt import TrtRunner, engine_module
 
 

@@ -1,8 +1,9 @@
 """Plays pictures to camera topics, over and over, until it is told to stop or --count frames are out.
 
 A program of its own, so that messages really cross the middleware. A subscriber seen in the graph is not yet matched:
-therefore frames repeat, with a new stamp each time. stdout: one JSON line a published frame,
-{"stamp_ns": ..., "index": which frame of the source}. Exit codes: 0 done or stopped, 1 failed, 2 asked wrongly.
+therefore frames repeat, with a new stamp each time. Pictures come from image files, folders of them, or a video.
+stdout: one JSON line a published frame, {"stamp_ns": ..., "index": which frame of the source}.
+Exit codes: 0 done or stopped, 1 failed, 2 asked wrongly.
 """
 
 from __future__ import annotations
@@ -28,10 +29,41 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from drivekd.errors import DrivekdError
+from drivekd.errors import DataError, DrivekdError
+from drivekd.images import load_image
+from drivekd.runtime.pictures.frames import video_pictures
 
-from .frames import file_frames, video_frames
 from .input.conversions import RGBImage
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+def image_paths(paths: Sequence[Path]) -> list[Path]:
+    """Files as they stand; a folder gives its images sorted by name. Raises DataError when nothing is found."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            found.append(path)
+    if not found:
+        raise DataError(f"no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in: {', '.join(map(str, paths)) or 'nothing'}")
+    return found
+
+
+def file_frames(paths: Sequence[Path], num_cameras: int) -> list[list[RGBImage]]:
+    """Load everything, num_cameras pictures a frame. Raises DataError when they do not divide evenly."""
+    files = image_paths(paths)
+    if len(files) % num_cameras:
+        raise DataError(f"{len(files)} images do not make whole frames of {num_cameras} cameras")
+    pictures = [load_image(file) for file in files]
+    return [pictures[start : start + num_cameras] for start in range(0, len(pictures), num_cameras)]
+
+
+def video_frames(video: Path) -> Iterator[RGBImage]:
+    """A video file picture by picture. Raises UsageError without PyAV, DataError when it cannot be read."""
+    return (picture.image for picture in video_pictures(video))
+
 
 SPEED_LEAD_S = 0.02  # topics do not keep their order among each other: the speed goes ahead of its pictures
 SETTLE_S = 0.3  # the middleware sends in the background: time for the last frame to leave
