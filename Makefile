@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Spinning OpenMP threads starve every other process of a small shared machine (measured: training 5x slower beside one).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test check format clean
+.PHONY: setup demo unit test check format clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +17,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/drivekd demo --out out/demo
+
+unit: setup
+	$(BIN)/python -m pytest -m "not numerics and not e2e and not ros and not slow and not gpu and not trt"
 
 test: check
 	$(BIN)/python -m pytest -m "not slow and not gpu and not trt"

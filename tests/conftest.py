@@ -1,8 +1,9 @@
-"""Fixtures that several folders share. Made once a session; tests only read them. Types and constants: tiny_run.py."""
+"""Fixtures that several folders share. Made once a session; tests only read them. Types and constants: cases/tiny_run.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +11,8 @@ from tiny_run import FAMILIES, TinyRun, make_tokenizer, write_tiny_run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+pytest_plugins = ["export_fixtures", "command_fixtures"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,7 +49,20 @@ def family_run(request: pytest.FixtureRequest) -> TinyRun:
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Bit-equality holds for one thread count; and tiny models are fastest on one."""
-    import torch
+    with _one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def module_on_one_thread() -> Iterator[None]:
+    """one_thread, for what a module makes once as well."""
+    with _one_thread():
+        yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch  # heavy, and most files want none
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

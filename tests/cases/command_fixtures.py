@@ -1,0 +1,85 @@
+"""Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; a finished training run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from places import ROOT
+from tiny_run import TinyRun
+
+BENCHMARKS = ROOT / "benchmarks"
+
+RunBenchmark: TypeAlias = Callable[..., "Printed"]
+
+
+@dataclass(frozen=True)
+class Printed:
+    """rows: the JSON lines that a script printed."""
+
+    rows: list[dict[str, Any]]
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="session")
+def run_benchmark() -> RunBenchmark:
+    """run_benchmark("export.py", "--work", folder, ...) runs a script to its good end."""
+    return _run
+
+
+def _run(script: str, *flags: object) -> Printed:
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, flags)]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [row for line in done.stdout.splitlines() if line.startswith("{") and "machine" in (row := json.loads(line))]
+    return Printed(rows, done.stdout, done.stderr)
+
+
+@dataclass(frozen=True)
+class SmallExport:
+    """folder: has the checkpoint `small` and the bundle. row: what the benchmark said of the export."""
+
+    folder: Path
+    bundle: Path
+    row: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def small_export(tmp_path_factory: pytest.TempPathFactory, run_benchmark: RunBenchmark) -> SmallExport:
+    folder = tmp_path_factory.mktemp("small-export")
+    (row,) = run_benchmark("export.py", "--work", folder, "--size", "small", "--precision", "int4", "--threads", 1).rows
+    return SmallExport(folder, folder / "bundle-small-int4", row)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training run of train_cases.py; tests copy it before they break it."""
+    import torch  # heavy, and most files here want none
+    from train_cases import configured
+
+    from drivekd.distill.training.train import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    threads = torch.get_num_threads()
+    train(configured(tiny_run, out), out)
+    torch.set_num_threads(threads)  # the run takes one for good
+    return out
+
+
+@pytest.fixture
+def broken(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the run and its cache, as if it had stopped before final/."""
+    out = tmp_path / "run"
+    shutil.copytree(uninterrupted.parent, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(out / "final")
+    return out

@@ -1,0 +1,126 @@
+"""Every command and YAML of the README, run from a folder of tiny stand-ins.
+
+The README's commands run word for word, one after another, in a folder that holds what they name: tiny checkpoints instead of
+InternVL3, a few made records instead of DriveLM. The shipped YAML is the real one with two training steps. What needs a hub or a
+sourced ROS installation is parsed alone; the ROS packages themselves are built and run by tests/ros2_ws.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from places import ROOT
+from tiny_run import TinyRun
+from video_clip import write_video
+
+from drivekd.cli import main
+from drivekd.config import RunConfig
+
+pytestmark = pytest.mark.e2e
+
+NEEDS_MORE = {"hf", "ros2", "colcon", "make"}  # a hub, ROS, or this very test suite
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if shlex.split(line, comments=True)]
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_run: TinyRun) -> Path:
+    """A folder in which the README's commands find everything they name."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("InternVL3-8B-hf", "InternVL3-1B-hf"):
+        source = tiny_run.teacher if "8B" in name else tiny_run.student
+        shutil.copytree(source, folder / "checkpoints" / name)
+    for capability in ("reasoning", "planning"):  # README: "likewise"
+        shutil.copytree(tiny_run.teacher, folder / "runs" / f"teacher-{capability}" / "final")
+    _write_drivelm(folder)
+    (folder / "data").mkdir()
+    (folder / "drivebench.json").write_text(json.dumps([_drivebench_record()]))
+    shutil.copytree(tiny_run.folder / "images", folder / "data" / "images")
+    shutil.copyfile(tiny_run.folder / "train.json", folder / "data" / "test.json")
+    Image.fromarray(np.full((90, 160, 3), 120, np.uint8)).save(folder / "road.jpg")
+    write_video(folder / "road.mp4", [np.full((90, 160, 3), 9 * i, np.uint8) for i in range(12)], "mpeg4", "yuv420p")
+    settings = yaml.safe_load((ROOT / "configs" / "internvl3-1b.yaml").read_text())
+    settings["training"] |= {"steps": 2, "checkpoint_every_steps": 1, "precision": "fp32", "device": "cpu"}
+    (folder / "configs").mkdir()
+    (folder / "configs" / "internvl3-1b.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def test_commands(stand_ins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In one process: twenty times torch's import would be most of the test."""
+    ran = [words for words in commands() if words[0] == "drivekd"]
+    assert len(ran) >= 15
+    monkeypatch.chdir(stand_ins)
+    for words in ran:
+        monkeypatch.setattr("sys.argv", words)
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
+
+
+def test_python(stand_ins: Path) -> None:
+    """Runs behind the commands, which make the bundle that it loads."""
+    assert (stand_ins / "bundle").is_dir(), "test_commands makes the bundle"
+    (snippet,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=stand_ins, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_yaml() -> None:
+    for block in blocks("yaml"):
+        RunConfig.model_validate(yaml.safe_load(block))
+    for path in (ROOT / "configs").glob("*.yaml"):
+        RunConfig.model_validate(yaml.safe_load(path.read_text()))
+
+
+def test_everything_else_is_known() -> None:
+    """A command of another program in README would be run by nobody."""
+    others = {words[0] for words in commands()} - {"drivekd", ".venv/bin/drivekd"}
+    assert others <= NEEDS_MORE
+    assert all((ROOT / link).exists() for link in re.findall(r"\]\(((?!http)[^)#]+)\)", (ROOT / "README.md").read_text()))
+
+
+def _write_drivelm(folder: Path) -> None:
+    for camera in CAMERAS:
+        path = folder / "nuscenes" / "samples" / camera / "1.jpg"
+        path.parent.mkdir(parents=True)
+        Image.fromarray(np.full((45, 80, 3), 90, np.uint8)).save(path)
+    question = {"Q": "What is the moving status of object <c1,CAM_FRONT,800.0,450.0>?", "A": "Going ahead.", "tag": [0]}
+    frame: dict[str, Any] = {
+        "key_object_infos": {},
+        "QA": {name: [question] for name in ("perception", "prediction", "planning", "behavior")},
+        "image_paths": {camera: f"../nuscenes/samples/{camera}/1.jpg" for camera in CAMERAS},
+    }
+    scene = {"scene_description": "A street.", "key_frames": {"frame-a": frame}}
+    (folder / "v1_1_train_nus.json").write_text(json.dumps({"scene-a": scene}))
+
+
+def _drivebench_record() -> dict[str, Any]:
+    return {
+        "scene_token": "scene-b",
+        "frame_token": "frame-b",
+        "question_type": "perception",
+        "question": "What is the moving status of object <c1,CAM_FRONT,800.0,450.0>? Options: A. Going ahead. B. Stopped.",
+        "answer": "A",
+        "tag": [0],
+        "image_path": {camera: f"other/{camera}.jpg" for camera in CAMERAS},
+    }

@@ -1,0 +1,102 @@
+"""What two files share is found by scene, frame, path, name and content."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import ROOT
+
+from drivekd.data.overlap import overlap
+from drivekd.errors import DataError
+
+SHARED = ROOT / "../shared/data"
+NUSCENES = "n015-2018-08-03-15-00-36+0800__CAM_FRONT__1533280042612460.jpg"
+
+
+def records(folder: Path, image: str, content: bytes | None = None, **meta: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    if content is not None:
+        (folder / image).parent.mkdir(parents=True, exist_ok=True)
+        (folder / image).write_bytes(content)
+    path = folder / "records.json"
+    path.write_text(json.dumps([{"messages": [], "images": [image], "question_type": "planning", "meta": meta}]))
+    return path
+
+
+def shared(a: Path, b: Path) -> dict[str, tuple[str, ...]]:
+    report = overlap(a, b)
+    names = ("scenes", "frames", "image_paths", "image_names", "image_contents")
+    return {name: getattr(report, name) for name in names if getattr(report, name)}
+
+
+def test_different_files_are_disjoint(tmp_path: Path) -> None:
+    a = records(tmp_path / "a", "000001.jpg", b"one", scene="train-1", frame="f1")
+    b = records(tmp_path / "b", "000001.jpg", b"two", scene="test-1", frame="f2")
+    assert overlap(a, b).disjoint
+    assert dict(overlap(a, b).rows)["image names"] == "0", "a running number is no trace"
+
+
+def test_empty_scenes_are_not_shared(tmp_path: Path) -> None:
+    assert shared(records(tmp_path / "a", "x.jpg", scene=""), records(tmp_path / "b", "y.jpg")) == {}
+
+
+def test_scenes_and_frames(tmp_path: Path) -> None:
+    a = records(tmp_path / "a", "1.jpg", scene="s", frame="f")
+    b = records(tmp_path / "b", "2.jpg", scene="s", frame="f")
+    assert shared(a, b) == {"scenes": ("s",), "frames": ("f",)}
+    assert not overlap(a, b).disjoint
+
+
+@pytest.mark.parametrize("name", [NUSCENES, "9afb9daf-81ca742d.jpg"])
+def test_names_given_once_in_the_world_are_a_trace(name: str, tmp_path: Path) -> None:
+    assert shared(records(tmp_path / "a", name), records(tmp_path / "b", f"other/{name}")) == {"image_names": (name,)}
+
+
+def test_paths_are_compared_resolved(tmp_path: Path) -> None:
+    a = records(tmp_path / "a", "1.jpg")
+    b = records(tmp_path / "b", "../a/1.jpg")
+    assert shared(a, b) == {"image_paths": (str(tmp_path / "a/1.jpg"),)}
+
+
+def test_contents_are_compared_under_other_names(tmp_path: Path) -> None:
+    a = records(tmp_path / "a", "1.jpg", b"same bytes", scene="s1")
+    b = records(tmp_path / "b", "2.jpg", b"same bytes", scene="s2")
+    assert shared(a, b) == {"image_contents": (f"{tmp_path / 'a/1.jpg'} = {tmp_path / 'b/2.jpg'}",)}
+    assert overlap(a, records(tmp_path / "c", "3.jpg", b"same size!")).disjoint
+
+
+def test_formats_are_compared_across(tmp_path: Path) -> None:
+    paths = {"CAM_FRONT": NUSCENES}
+    drivelm: Any = {"s": {"key_frames": {"f": {"QA": {"planning": [{"Q": "What?", "A": "Go."}]}, "image_paths": paths}}}}
+    drivebench = [{"scene_token": "s", "frame_token": "f", "question_type": "planning", "question": "What?", "image_path": paths}]
+    descriptions = {"s": {"key_frames": {"f": {"key_object_infos": {}}}}}
+    files = []
+    for name, value in (("a", drivelm), ("b", drivebench), ("c", descriptions)):
+        files.append(tmp_path / name / "file.json")
+        files[-1].parent.mkdir()
+        files[-1].write_text(json.dumps(value))
+    assert shared(files[0], files[1]) == {"scenes": ("s",), "frames": ("f",), "image_names": (NUSCENES,)}
+    assert shared(files[1], files[2]) == {"scenes": ("s",), "frames": ("f",)}
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.json").touch()
+    with pytest.raises(DataError, match=r"x\.json: file is empty"):
+        overlap(tmp_path / "x.json", tmp_path / "x.json")
+
+
+@pytest.mark.skipif(not (SHARED / "drivebench").is_dir(), reason="needs ../shared/data/drivelm and drivebench")
+def test_the_real_leak_of_drivelm_into_drivebench() -> None:
+    report = overlap(SHARED / "drivelm/train_sample.json", SHARED / "drivebench/visual_description.json")
+    assert report.scenes == ("54cdaaae372d421fa4734d66f51a8c48",)
+    assert report.frames == ("1b45a97a0e5e49fe9cd345dd4bd729c3",)
+
+
+@pytest.mark.skipif(not (SHARED / "drivelm").is_dir(), reason="needs ../shared/data/drivelm")
+def test_the_real_drivelm_files_share_all_photographs() -> None:
+    report = overlap(SHARED / "drivelm/train_sample.json", SHARED / "drivelm/test_eval.json")
+    assert (len(report.scenes), len(report.frames)) == (2, 9)
+    assert len(report.image_paths) == len(report.image_names) == len(report.image_contents) == 54

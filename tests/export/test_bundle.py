@@ -1,0 +1,355 @@
+"""The writer: a bundle arrives whole, the same from any folder, or not at all; and what is whole runs without torch."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import safetensors.torch
+import torch
+
+import drivekd.export.bundle as writer
+from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportError, RunnerError, UsageError
+from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
+from drivekd.images import RGBImage
+from drivekd.runtime import bench_bundle, check_bundle, load_bundle, read_bundle
+from drivekd.runtime.engine.ort import OrtRunner
+
+pytestmark = pytest.mark.numerics
+
+GRAPHS = ("vision.onnx", "decoder.concat.onnx", "decoder.gqa.onnx")
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle, tmp_path / "copy"))
+
+
+@pytest.fixture
+def damaged(checkpoint: Path, tmp_path: Path) -> Path:
+    """A checkpoint of one's own to damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "damaged"))
+
+
+def test_a_bundle_checks_and_states_its_parity(exported: tuple[Path, ParityTable]) -> None:
+    bundle, table = exported
+    report = check_bundle(bundle, threads=1)
+    assert report.bundle == read_bundle(bundle).digest
+    assert report.replay is not None
+    assert report.replay.passed
+    assert report.replay.tokens_compared > 30, "ties of 3 x 16 recorded tokens are the exception"
+    stored = json.loads((bundle / "manifest.json").read_bytes())["parity"]
+    assert stored == table.to_json()
+    assert check_bundle(bundle, replay=False).replay is None
+
+
+def test_the_same_checkpoint_gives_the_same_digest_from_any_folder(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """Another process, another folder, another hash seed."""
+    elsewhere = shutil.copytree(checkpoint, tmp_path / "some" / "where" / "else")
+    code = "import sys, pathlib; from drivekd.export import bundle_from_checkpoint as b; b(*map(pathlib.Path, sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    made = subprocess.run(
+        [sys.executable, "-c", code, "some/where/else", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert (made.stdout, made.stderr) == ("", ""), "the exporter talks"
+    assert elsewhere.exists()
+    first, second = (read_bundle(path) for path in (bundle, tmp_path / "out"))
+    assert [name for name in first.files if first.files[name] != second.files[name]] == []
+    assert first.digest == second.digest
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_graphs_are_portable_and_name_no_source(bundle: Path, name: str) -> None:
+    model = onnx.load(bundle / name)
+    domains = {opset.domain: opset.version for opset in model.opset_import}
+    if "gqa" in name:  # onnxruntime's own operators; the checker does not know the ones in the standard domain
+        assert set(domains) == {"", "com.microsoft"}
+    else:
+        onnx.checker.check_model(model)
+        assert set(domains) == {""}
+    assert domains[""] == 18
+    assert model.ir_version <= 10
+    data = (bundle / name).read_bytes()
+    for trace in (b".py", b"stack_trace", b"drivekd", str(Path.home()).encode()):
+        assert trace not in data
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+
+
+def test_graphs_have_the_named_dims_of_their_spec(bundle: Path) -> None:
+    for spec in read_bundle(bundle).manifest.graphs.values():
+        graph = onnx.load(bundle / spec.file).graph
+        for stated, found in zip((*spec.inputs, *spec.outputs), (*graph.input, *graph.output), strict=True):
+            dims = tuple(dim.dim_param or dim.dim_value for dim in found.type.tensor_type.shape.dim)
+            assert (found.name, dims) == (stated.name, stated.dims)
+
+
+def test_vision_takes_any_number_of_tiles(bundle: Path) -> None:
+    read = read_bundle(bundle)
+    size = read.manifest.images.size_px
+    pixel_values = np.random.default_rng(0).normal(size=(5, 3, size, size)).astype(np.float32)
+    with OrtRunner(read, "vision", threads=1) as vision:
+        together = vision.infer({"pixel_values": pixel_values})["image_embeds"].numpy()
+        for index in range(5):
+            alone = vision.infer({"pixel_values": pixel_values[index : index + 1]})["image_embeds"].numpy()
+            np.testing.assert_allclose(alone[0], together[index], atol=1e-5)  # fp32, another blocking per batch size
+
+
+def test_dialects_share_their_weights(bundle: Path, tmp_path: Path) -> None:
+    files = read_bundle(bundle).files
+    assert len(files["decoder.data"]) > len(files["decoder.concat.onnx"]) + len(files["decoder.gqa.onnx"])
+    alone = shutil.copytree(bundle, tmp_path / "copy")
+    (alone / "decoder.data").unlink()
+    with pytest.raises(BundleError, match=r"decoder\.data is missing"):
+        load_bundle(alone)
+
+
+def test_no_changed_byte_reaches_an_engine(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("an engine was given an unverified file")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    rng = np.random.default_rng(0)
+    for path in sorted(copy.iterdir()):
+        data = path.read_bytes()
+        changed = bytearray(data)
+        changed[int(rng.integers(len(data)))] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(BundleError, match=f"{path.name}.* was changed"):
+            load_bundle(copy)
+        path.write_bytes(data)
+
+
+def rewrite(bundle: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
+    """Change files or manifest and put the digests right again: what a broken exporter would have written."""
+    manifest = json.loads((bundle / "manifest.json").read_bytes())
+    edit(manifest)
+    for name in manifest["files"]:
+        data = (bundle / name).read_bytes()
+        manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    data = json.dumps(manifest).encode()
+    (bundle / "manifest.json").write_bytes(data)
+    (bundle / "bundle.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n")
+
+
+def scaled_vision(bundle: Path, factor: float) -> None:
+    model = onnx.load(bundle / "vision.onnx")
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights = onnx.numpy_helper.to_array(largest)
+    largest.CopyFrom(onnx.numpy_helper.from_array(weights[..., ::-1] * np.float32(factor), largest.name))
+    onnx.save(model, bundle / "vision.onnx")
+
+
+def test_the_gate_refuses_an_engine_that_computes_something_else(copy: Path) -> None:
+    """Digests are right, the numbers are not: only the replay can see it."""
+    scaled_vision(copy, 1.0)
+    rewrite(copy, lambda manifest: None)
+    assert check_bundle(copy, replay=False).num_files == 9
+    with pytest.raises(BundleError, match=r"does not compute what the exporting machine did: vision cosine -?0\.[0-8]"):
+        check_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("vision.onnx", b"not onnx", r"vision\.onnx is no ONNX file"),
+        ("tokenizer.json", b"{}", r"tokenizer\.json: not a tokenizer file"),
+        ("embedding.safetensors", b"short", r"embedding\.safetensors cannot be read"),
+        ("embedding.safetensors", safetensors.torch.save({"weight": torch.zeros(3, 4)}), r"expected weight float32 \["),
+        ("golden.npz", b"not a zip", r"golden\.npz cannot be read"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says(copy: Path, name: str, content: bytes, message: str) -> None:
+    (copy / name).write_bytes(content)
+    rewrite(copy, lambda manifest: None)
+    with pytest.raises((BundleError, RunnerError), match=message):
+        check_bundle(copy)
+
+
+def test_a_graph_with_other_names_is_refused(copy: Path) -> None:
+    rewrite(copy, lambda manifest: manifest["graphs"]["vision"]["inputs"][0].update(name="pixels"))
+    with pytest.raises(BundleError, match="graph 'vision' has no tensor 'pixel_values'"):
+        load_bundle(copy)
+
+
+def test_a_provider_that_fell_back_is_an_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunnerError, match="needs onnxruntime's CUDAExecutionProvider"):
+        load_bundle(bundle, backend="ort-cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(RunnerError, match="asked onnxruntime for CUDAExecutionProvider, it fell back"),
+    ):
+        load_bundle(bundle, backend="ort-cuda")
+
+
+def test_out_must_be_free(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    for name in ("out", "file"):
+        with pytest.raises(UsageError, match="exists and is not an empty directory"):
+            bundle_from_checkpoint(checkpoint, tmp_path / name)
+    assert (tmp_path / "out" / "mine").read_text() == (tmp_path / "file").read_text() == "precious"
+
+
+def spoil_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load(path.read_bytes())
+    name = next(name for name in weights if name.endswith("layers.1.mlp.up_proj.weight"))
+    weights[name][2, 3] = float("nan")
+    path.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+
+
+def edit_json(name: str, **values: object) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **values}))
+
+
+def write(name: str, text: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), CheckpointError, "no such checkpoint directory"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), CheckpointError, r"tokenizer\.json is missing"),
+        (write("tokenizer.json", "{}"), CheckpointError, "not a tokenizer file"),
+        (lambda folder: (folder / "model.safetensors").unlink(), CheckpointError, r"no \*\.safetensors weights"),
+        (write("model.safetensors", "short"), CheckpointError, "weights cannot be loaded"),
+        (edit_json("config.json", model_type="llava"), CheckpointError, "model_type is 'llava'; this version takes 'internvl'"),
+        (spoil_weights, CheckpointError, r"up_proj\.weight has 1 values that are NaN or infinite"),
+        (write("prompts.json", "{"), CheckpointError, "not valid JSON"),
+        (write("prompts.json", '{"prompt": {}}'), CheckpointError, r"prompts\.json: unknown key 'prompt'"),
+        (write("prompts.json", '{"prompts": {}}'), CheckpointError, "no capability"),
+        (write("prompts.json", '{"prompts": {"total": "a"}}'), CheckpointError, "'total' is no name for a capability"),
+        (write("prompts.json", '{"prompts": {"a": " "}}'), CheckpointError, "the question of 'a' is empty"),
+        (write("prompts.json", '{"prompts": {"a": "{x}"}}'), CheckpointError, "variable 'x', which has no default"),
+        (write("prompts.json", '{"prompts": {"a": "<|im_end|>"}}'), UsageError, "chat marker"),
+        (write("prompts.json", '{"prompts": {"a": "b"}, "cameras": ["c", "c"]}'), CheckpointError, "named twice"),
+    ],
+    ids=range(15),
+)
+def test_a_bad_checkpoint_is_named_and_nothing_written(
+    damaged: Path, tmp_path: Path, damage: Callable[[Path], Any], error: type[DrivekdError], message: str
+) -> None:
+    damage(damaged)
+    with pytest.raises(error, match=message):
+        bundle_from_checkpoint(damaged, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} <= {"damaged"}
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_prompts_of_the_checkpoint_and_of_the_caller(damaged: Path, tmp_path: Path, images: dict[str, RGBImage]) -> None:
+    stored = {
+        "prompts": {"planning": "At {speed} m/s, what next?", "perception": "What is near?"},
+        "variables": {"speed": 8},
+        "cameras": ["CAM_BACK", "CAM_FRONT"],
+        "max_new_tokens": 5,
+    }
+    (damaged / "prompts.json").write_text(json.dumps(stored))
+    bundle_from_checkpoint(damaged, tmp_path / "stored")
+    with load_bundle(tmp_path / "stored", threads=1) as session:
+        assert session.capabilities == ("planning", "perception")
+        assert session.cameras == ("CAM_BACK", "CAM_FRONT")
+        assert session.questions({"speed": 2})["planning"] == "At 2 m/s, what next?"
+        answers = session.answer(images)
+        assert all(answer.tokens <= 5 for answer in answers.values())
+        turned = session.answer(dict(reversed(images.items())))
+        assert [answer.text for answer in turned.values()] == [answer.text for answer in answers.values()]
+    bundle_from_checkpoint(damaged, tmp_path / "given", prompts={"reasoning": "Why, at {speed} m/s?"})
+    assert read_bundle(tmp_path / "given").manifest.prompts == {"reasoning": "Why, at {speed} m/s?"}
+    assert check_bundle(tmp_path / "given", threads=1).replay is not None
+    with pytest.raises(UsageError, match="variable 'gap', which has no default"):
+        bundle_from_checkpoint(damaged, tmp_path / "none", prompts={"reasoning": "{gap}?"})
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_a_full_disk_is_said_before_and_within(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(ExportError, match=r"needs about [\d,.]+ MB, the disk has 0.0 MB free"):
+            bundle_from_checkpoint(checkpoint, tmp_path / "out")
+
+    def fill(source: object, folder: Path, dialects: object) -> None:
+        (folder / "vision.onnx").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writer, "write_graphs", fill)
+    with pytest.raises(ExportError, match="no space left on the disk"):
+        bundle_from_checkpoint(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_an_interrupted_export_leaves_nothing(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(session: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer, "record_golden", interrupt)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        bundle_from_checkpoint(checkpoint, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_tensorrt_says_what_is_missing(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"bundle sha256:.* is complete, but no engine was built: TensorRT is not installed"):
+        engines_from_bundle(bundle)
+    with pytest.raises(BundleError):
+        engines_from_bundle(tmp_path)
+
+
+def test_bench_counts_every_stage(bundle: Path) -> None:
+    report = bench_bundle(bundle, frames=3, warmup=1, images=2, max_new_tokens=4, threads=1)
+    stages = {stage.stage: stage for stage in report.stages}
+    assert set(stages) == {"vision", "prefill", "questions", "decode", "ttft", "total", "perception", "reasoning", "planning"}
+    assert all(0 < stage.p50_ms <= stage.p95_ms <= stage.p99_ms for stage in report.stages)
+    assert report.tokens_per_frame == 12
+    assert report.decode_tokens_per_s > 0
+    assert report.peak_rss_mb > 50
+    assert json.loads(json.dumps(report.to_json()))["stages"][0]["stage"] == "vision"
+    assert len(report.rows()) == len(stages)
+    with pytest.raises(UsageError, match="expected frames >= 1"):
+        bench_bundle(bundle, frames=0)
+
+
+BLOCKED = """
+import sys
+for name in ("torch", "transformers", "onnx", "onnxscript", "jinja2", "drivekd.export", "drivekd.models"):
+    sys.modules[name] = None
+import numpy
+from pathlib import Path
+from drivekd.runtime import check_bundle, load_bundle
+check_bundle(Path(sys.argv[1]), threads=1)
+with load_bundle(Path(sys.argv[1]), threads=1) as session:
+    answers = session.answer({"CAM_FRONT": numpy.zeros((30, 40, 3), numpy.uint8)}, max_new_tokens=3)
+assert set(answers) == {"perception", "reasoning", "planning"}, answers
+loaded = {name.split(".")[0] for name, module in sys.modules.items() if module is not None}
+print(sorted(loaded & {"torch", "transformers", "onnx", "pandas", "scipy"}))
+"""
+
+
+def test_the_runtime_answers_without_torch_transformers_or_onnx(bundle: Path) -> None:
+    made = subprocess.run([sys.executable, "-c", BLOCKED, str(bundle)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.strip() == "[]"
+
+
+def test_building_engines_imports_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from drivekd.export import engines_from_bundle"
+    subprocess.run([sys.executable, "-c", code], check=True)
