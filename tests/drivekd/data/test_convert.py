@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import ROOT
+from record_files import DRIVEBENCH, QUESTIONS, SCENES, write_drivebench, write_drivelm, write_pictures
 
 from drivekd.data.convert import convert_file
 from drivekd.data.readers import read_samples
 from drivekd.errors import DataError, UsageError
 from drivekd.sample import CAMERAS
 
-SHARED = ROOT / "../shared/data"
 NAMES = {camera: f"samples/{camera}/log__{camera}__1.jpg" for camera in CAMERAS}
 
 
@@ -142,20 +141,21 @@ def test_a_wrong_format_is_refused(tmp_path: Path) -> None:
         convert_file(path, tmp_path / "out.json", format="drivelm")
 
 
-@pytest.mark.skipif(not (SHARED / "drivelm").is_dir(), reason="needs ../shared/data/drivelm")
-def test_real_drivelm_reads_back(tmp_path: Path) -> None:
-    report = convert_file(SHARED / "drivelm/train_sample.json", tmp_path / "out.json")
+def test_a_drivelm_file_with_all_its_keys_reads_back(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "nuscenes")
+    report = convert_file(write_drivelm(tmp_path / "v1_1_train_nus.json"), tmp_path / "out.json")
     samples = read_samples(tmp_path / "out.json")
-    assert len(samples) == report.records == 790
+    frames = [(scene, frame) for scene, names in SCENES.items() for frame in names]
+    assert len(samples) == report.records == len(QUESTIONS) * len(frames)
     assert (report.missing_images, report.malformed_tags, report.coordinates) == (0, 0, "pixel")
-    assert len({image for sample in samples for image in sample.images}) == 54
-    assert sum(sample.kind == "yesno" for sample in samples) == 242, "252 begin with yes or no; ten of them are none"
+    assert len({image for sample in samples for image in sample.images}) == 6 * len(frames)
+    assert [sample.kind for sample in samples] == [kind for *_, kind in QUESTIONS] * len(frames)
+    assert [sample.scene for sample in samples] == [scene for scene, _ in frames for _ in QUESTIONS]
 
 
-@pytest.mark.skipif(not (SHARED / "drivebench").is_dir(), reason="needs ../shared/data/drivebench")
-def test_real_drivebench_reads_back(tmp_path: Path) -> None:
-    report = convert_file(SHARED / "drivebench/sample6.json", tmp_path / "out.json")
-    assert (report.records, report.coordinates) == (6, "normalized")
+def test_a_drivebench_file_with_all_its_keys_reads_back(tmp_path: Path) -> None:
+    report = convert_file(write_drivebench(tmp_path / "drivebench.json"), tmp_path / "out.json")
+    assert (report.records, report.coordinates) == (len(DRIVEBENCH), "normalized")
     samples = read_samples(tmp_path / "out.json")
-    assert [sample.kind for sample in samples] == ["open", "choice", "yesno", "open", "open", "choice"]
-    assert [len(sample.images) for sample in samples] == [6, 1, 1, 1, 6, 6]
+    assert [sample.kind for sample in samples] == [kind for *_, kind in DRIVEBENCH]
+    assert [len(sample.images) for sample in samples] == [len(cameras) for *_, cameras, _ in DRIVEBENCH]

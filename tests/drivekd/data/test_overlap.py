@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import ROOT
+from record_files import SCENES, write_descriptions, write_drivelm, write_pictures
 
 from drivekd.data.overlap import overlap
 from drivekd.errors import DataError
 
-SHARED = ROOT / "../shared/data"
 NUSCENES = "n015-2018-08-03-15-00-36+0800__CAM_FRONT__1533280042612460.jpg"
 
 
@@ -88,15 +87,19 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
         overlap(tmp_path / "x.json", tmp_path / "x.json")
 
 
-@pytest.mark.skipif(not (SHARED / "drivebench").is_dir(), reason="needs ../shared/data/drivelm and drivebench")
-def test_the_real_leak_of_drivelm_into_drivebench() -> None:
-    report = overlap(SHARED / "drivelm/train_sample.json", SHARED / "drivebench/visual_description.json")
-    assert report.scenes == ("54cdaaae372d421fa4734d66f51a8c48",)
-    assert report.frames == ("1b45a97a0e5e49fe9cd345dd4bd729c3",)
+def test_the_leak_of_drivelm_into_drivebench(tmp_path: Path) -> None:
+    """One scene of two, with one frame of its own and one of DriveLM's."""
+    drivelm = write_drivelm(tmp_path / "v1_1_train_nus.json")
+    drivebench = {"scene-7b": ("frame-22", "frame-99"), "scene-9c": ("frame-90",)}
+    report = overlap(drivelm, write_descriptions(tmp_path / "visual_description.json", drivebench))
+    assert (report.scenes, report.frames) == (("scene-7b",), ("frame-22",))
+    assert not (report.image_paths or report.image_names or report.image_contents)
 
 
-@pytest.mark.skipif(not (SHARED / "drivelm").is_dir(), reason="needs ../shared/data/drivelm")
-def test_the_real_drivelm_files_share_all_photographs() -> None:
-    report = overlap(SHARED / "drivelm/train_sample.json", SHARED / "drivelm/test_eval.json")
-    assert (len(report.scenes), len(report.frames)) == (2, 9)
+def test_two_files_about_the_same_frames_share_all_photographs(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "nuscenes")
+    train = write_drivelm(tmp_path / "train.json")
+    report = overlap(train, write_drivelm(tmp_path / "test.json", topics=("planning",)))
+    assert report.scenes == tuple(SCENES)
+    assert report.frames == tuple(frame for frames in SCENES.values() for frame in frames)
     assert len(report.image_paths) == len(report.image_names) == len(report.image_contents) == 54

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from places import ROOT
+from record_files import DRIVEKD, write_drivekd
 
 from drivekd.data.kinds import infer_kind, options
 from drivekd.data.readers import check_images, read_samples
 from drivekd.errors import DataError
 from drivekd.sample import Sample
 
-SHARED = ROOT / "../shared/data"
 CHOICE = "Which way does it go? Please select from the following options: A. Left. B. Right."
 
 
@@ -198,9 +197,8 @@ def test_options(question: str, expected: dict[str, str]) -> None:
     assert options(question) == expected
 
 
-@pytest.mark.skipif(not (SHARED / "drivekd/demo.json").is_file(), reason="needs ../shared/data/drivekd/demo.json")
-def test_the_released_demo_file_reads() -> None:
-    samples = read_samples(SHARED / "drivekd/demo.json")
-    assert [sample.kind for sample in samples] == ["choice", "open", "open", "choice", "open", "open", "open"]
-    assert [len(sample.images) for sample in samples] == [1, 6, 6, 6, 1, 6, 1]
-    assert not any("<image>" in sample.question for sample in samples)
+def test_a_file_as_drive_kd_publishes_it_reads(tmp_path: Path) -> None:
+    samples = read_samples(write_drivekd(tmp_path / "demo.json"))
+    assert [sample.kind for sample in samples] == [kind for *_, kind in DRIVEKD]
+    assert [len(sample.images) for sample in samples] == [pictures for *_, pictures, _ in DRIVEKD]
+    assert [sample.question for sample in samples] == [question for _, question, *_ in DRIVEKD]

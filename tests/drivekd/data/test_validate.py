@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from places import ROOT
+from record_files import write_drivekd
 
 from drivekd.data.validate import validate_file
-
-SHARED = ROOT / "../shared/data"
 
 
 def record(image: str, question: str = "Is it wet?", answer: str | None = "No.", **changes: Any) -> dict[str, Any]:
@@ -119,10 +117,11 @@ def test_an_unreadable_file_is_one_problem(tmp_path: Path) -> None:
     assert validate_file(path).problems == (f"{path}: file is empty (0 bytes); expected JSON",)
 
 
-@pytest.mark.skipif(not (SHARED / "drivekd/demo.json").is_file(), reason="needs ../shared/data/drivekd/demo.json")
-def test_the_released_demo_files_defects_are_found() -> None:
-    report = validate_file(SHARED / "drivekd/demo.json")
+def test_broken_tags_and_missing_pictures_of_a_published_file_are_found(tmp_path: Path) -> None:
+    path = write_drivekd(tmp_path / "demo.json")
+    report = validate_file(path)
     problems = "\n".join(report.problems)
-    assert "record 3: answer: malformed tag '<c1,CAM_FRONT,4.32,0.85>'" in problems
-    assert "record 2: answer: malformed tag '<c4,CAM_FRONT,0.8441,0.83'" in problems
-    assert problems.count("No such file") == report.images == 27
+    assert "record 3: answer: malformed tag '<c1,CAM_FRONT,4.30,0.85>'" in problems
+    assert "record 2: answer: malformed tag '<c4,CAM_FRONT,0.8400,0.83'" in problems
+    assert problems.count("No such file") == report.images == 27  # three records of one picture, four of six
+    assert len(report.problems) == 29
