@@ -39,7 +39,7 @@ from drivekd.distill.training.trainer import Trainer
 from drivekd.hf_checkpoint import load_processor
 from drivekd.sample import CAPABILITIES
 
-SIGNAL_WEIGHT = 1000.0  # attention MSEs are tiny: useful weights are of the order of 100 to 4,000 (METHOD section 2)
+SIGNAL_WEIGHT = 1000.0  # attention MSEs are tiny: useful weights are in the hundreds and thousands
 BASELINE = "released-mixed"
 
 MixingName = Literal["released", "routed"]

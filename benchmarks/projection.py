@@ -60,7 +60,7 @@ def with_coefficients(gradients: list[Gradient], parameters: list[nn.Parameter])
 
 
 def with_copies(gradients: list[Gradient], parameters: list[nn.Parameter]) -> None:
-    """METHOD section 3 word by word: clone, dot, subtract; tensor by tensor, dot products in fp32 as autograd left them."""
+    """AGP word by word (docs/method.md): clone, dot, subtract; tensor by tensor, dot products in fp32 as autograd left them."""
     anchor, *followers = gradients
     merged = [added(without_conflict(clone(follower), anchor), anchor) for follower in (followers[i - 1] for i in ORDER)]
     total = [torch.zeros_like(part) for part in anchor]

@@ -28,7 +28,7 @@ from drivekd.processor import Processor
 from drivekd.sample import CAPABILITIES, Sample
 
 IGNORED = -100
-LEARNING_RATE = 5e-5  # the released defaults (METHOD section 2): AdamW, no decay, no clipping, constant rate, accumulation 4
+LEARNING_RATE = 5e-5  # the released defaults: AdamW, no decay, no clipping, constant rate, accumulation 4
 ACCUMULATION = 4
 
 Gradient = list[Tensor]
@@ -139,7 +139,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def signal_loss(name: str, ours: Sequence[Tensor], theirs: Sequence[Tensor], vision_mask: Tensor) -> Tensor:
-    """METHOD section 1: perception at layer 0, planning at layer -2, reasoning over 0..-2; maps are means over heads."""
+    """docs/method.md, "Signals": perception at layer 0, planning at layer -2, reasoning over 0..-2; maps are means over heads."""
     if name == "perception":
         return text_to_vision(ours[0], theirs[0], vision_mask)
     if name == "planning":
@@ -196,7 +196,7 @@ def released_gradients(
 
 
 def agp(anchor: Gradient, followers: Sequence[Gradient], order: Sequence[int], *, stages: Sequence[int] = (1, 2)) -> Gradient:
-    """Both stages of METHOD section 3 on whole vectors; CE counts once for each capability.
+    """Both stages of AGP on whole vectors; CE counts once for each capability.
 
     order: a permutation of 0..K-1 over `followers`, in which stage 2 visits them.
     """

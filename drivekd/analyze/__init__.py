@@ -1,4 +1,6 @@
-"""`drivekd analyze`: which layers of student and teachers to distil, and whether attention or hidden states (METHOD section 6).
+"""`drivekd analyze`: which layers of student and teachers to distil, and whether attention or hidden states.
+
+Every curve and rule: docs/choosing-layers.md.
 
 statistics   what is computed of one layer of one batch; the mean cosine between samples from a running sum
 curves       one value a layer, summed up over samples

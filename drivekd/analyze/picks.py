@@ -1,4 +1,4 @@
-"""From curves to layers, each pick with the numbers that speak for it (METHOD section 6).
+"""From curves to layers, each pick with the numbers that speak for it (docs/choosing-layers.md, "How layers are picked").
 
 perception   the layer with the highest similarity within the first quarter
 planning     the last layer before the final one that is more similar than both its neighbours
@@ -19,7 +19,7 @@ from drivekd.sample import Capability
 from .curves import Curves
 
 SignalName: TypeAlias = Literal["attention", "hidden"]
-RUN_COSINE = 0.85  # METHOD section 6; InternVL3-8B's middle layers have .86 to .96
+RUN_COSINE = 0.85  # docs/choosing-layers.md; InternVL3-8B's middle layers have .86 to .96
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""The losses of Drive-KD (arXiv 2601.21288, METHOD sections 1 and 2). Pure: tensors in, tensors out.
+"""The losses of Drive-KD (arXiv 2601.21288; docs/method.md, "Signals"). Pure: tensors in, tensors out.
 
-The ablations' losses are here too: cosine instead of MSE, KL on logits and hidden states instead of attention (METHOD section 7
-has the paper's numbers for them).
+The ablations' losses are here too: cosine instead of MSE, KL on logits and hidden states instead of attention.
 
 B samples, S positions, Q rows (queries), K columns (keys), M supervised tokens, V vocabulary, D width; maps are head-mean
 attention Ā

@@ -1,4 +1,4 @@
-"""AGP, asymmetric gradient projection, in coefficient space (METHOD section 3).
+"""AGP, asymmetric gradient projection, in coefficient space (docs/method.md, "Asymmetric gradient projection").
 
 Both stages only ever combine the N raw gradients linearly, so they run on the Gram matrix G = g gᵀ [N, N] and give one
 coefficient for each gradient; the update is then one weighted sum. M_c and T_c below are rows of such coefficients.

@@ -56,7 +56,7 @@ def row_shares(rows: Rows, samples: Sequence[Sample], mixing: Tensor) -> dict[st
     return shares
 
 
-RELEASED_DIAGONAL, RELEASED_ELSEWHERE = 0.8, 0.1  # the released mixing matrix (METHOD section 2)
+RELEASED_DIAGONAL, RELEASED_ELSEWHERE = 0.8, 0.1  # the released mixing matrix (docs/method.md, "Losses and weights")
 MixingKind = Literal["routed", "released", "sampled"]
 
 

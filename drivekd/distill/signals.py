@@ -1,4 +1,4 @@
-"""What each capability distils, and from which layers (METHOD section 1).
+"""What each capability distils, and from which layers (docs/method.md, "Signals").
 
 perception  Ā at layer 0,        text rows x vision columns
 planning    Ā at layer -2,       text rows x vision columns

@@ -1,4 +1,6 @@
-"""How strongly each term of the loss counts: static, relative to CE's gradient, or dynamic (GradNorm-like; METHOD section 2).
+"""How strongly each term of the loss counts: static, relative to CE's gradient, or dynamic (GradNorm-like).
+
+Equations: docs/method.md, "Losses and weights".
 
 A term is "ce" or a capability. Weights multiply raw gradients. One object serves a run: `weights` says what this step uses,
 `observe` learns from the step for the next one; what is logged is therefore what was used.

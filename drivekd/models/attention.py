@@ -1,6 +1,6 @@
 """Attention with its head-mean maps, exact and small: no [B, H, S, S] tensor is ever kept.
 
-The maps of METHOD section 1 are means over heads of post-softmax attention. The query heads of one key head are taken together,
+The maps are means over heads of post-softmax attention. The query heads of one key head are taken together,
 in blocks of query rows whose keys end at the block's last row (causal: later keys have weight 0). Backward passes recompute the
 softmax, so that what a map saves is q and k. Scores and maps are fp32 whatever the inputs.
 

@@ -2,7 +2,7 @@
 
 A function registered with transformers' AttentionInterface computes SDPA, and for the layers that a capture asks for also the
 head-mean map: whole maps together with the layer's output (`attend_with_mean`), chosen rows beside it (`mean_rows`). Three traps
-are met here (METHOD section 5):
+are met here (docs/method.md, "Capture of attention maps"):
 
 - the same name is registered with AttentionMaskInterface, else padding vanishes;
 - under gradient checkpointing the backward pass runs the forward again, which must save the same tensors: the map is computed

@@ -18,7 +18,7 @@ from drivekd.runtime.bundle.manifest import GraphSpec, TensorSpec
 
 from .specs import dummy_inputs, dynamic_dims
 
-OPSET = 18  # torch writes it natively; every engine of DEPLOY section 2 reads it
+OPSET = 18  # torch writes it natively; every engine of docs/tensorrt.md reads it
 
 CLEAN = (
     passes.strip_metadata,

@@ -21,7 +21,7 @@ from drivekd.runtime.bundle.manifest import GraphSpec, ModelInfo, TensorSpec
 
 DIM_MIN = {"images": 1, "batch": 1, "seq": 1, "past": 0, "total": 1}
 DUMMY_SIZE = {"images": 2, "batch": 2, "seq": 3, "past": 5, "total": 8}  # no two equal: torch.export merges equal sizes' names
-FP32_ATOL = 1e-4  # DEPLOY section 5; measured 3e-6 on random weights
+FP32_ATOL = 1e-4  # docs/design.md, "Exactness and tolerances"; measured 3e-6 on random weights
 
 Dims: TypeAlias = tuple[int | str, ...]
 

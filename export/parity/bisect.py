@@ -38,7 +38,7 @@ from drivekd.runtime.parity.golden import GOLDEN_FILE, load_golden
 from .non_finite import NonFinite, first_non_finite, overflowing
 from .probed_graph import layer_names, prefill_feeds, require_onnx, run_with_outputs
 
-# Operators of norms and of softmax: their intermediate sums leave fp16 first (DEPLOY: norm variance and softmax in fp32)
+# Operators of norms and of softmax: their intermediate sums leave fp16 first (docs/design.md, "fp16 islands")
 NORM_OPS = {"ReduceMean", "Pow", "Sqrt", "Reciprocal", "LayerNormalization", "SimplifiedLayerNormalization"}
 
 

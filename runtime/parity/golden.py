@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 GOLDEN_FILE = "golden.npz"
 NUM_IMAGES = 1  # a tile takes a car's computer seconds when it has no GPU, and all tiles take the same way
 NUM_TOKENS = 16
-MIN_COSINE = 0.999  # DEPLOY section 4
+MIN_COSINE = 0.999  # docs/design.md, "Parity gate"
 MIN_AGREEMENT = 0.99
 # Two fp32 engines differ by some 1e-5 in a logit; where the best two are nearer than this, either may win.
 TIE_MARGIN = 1e-3

@@ -5,7 +5,7 @@ What can go wrong, and what the caller gets, always as a RunnerError for that on
     the child dies, however it does   at once
     the child hangs                   within twice the frame's deadline; the child is killed
 A child that is gone starts again by itself, later after each failure in a row. A frame that comes in the meantime fails at once,
-so that a caller can turn to another backend (fallback.py). A stale answer cannot come: replies carry their frame's number, and a
+so that a caller can turn to another backend (ladder.py). A stale answer cannot come: replies carry their frame's number, and a
 lost child's connection is closed.
 """
 

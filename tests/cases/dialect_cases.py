@@ -15,7 +15,7 @@ from drivekd.runtime.session.triad import Branch, branch, decode
 
 STEPS = 10
 NO_TOKEN = -1  # stops nothing
-ATOL = 1e-4  # DESIGN: exactness of the triad in fp32; found 1e-5
+ATOL = 1e-4  # docs/design.md, "Exactness and tolerances"; found 1e-5
 NUM_CAMERAS = 6
 
 Images = dict[str, RGBImage]

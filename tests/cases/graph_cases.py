@@ -25,7 +25,7 @@ from drivekd.runtime.bundle.manifest import GraphSpec
 
 SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=64, image_size_px=56)  # heads 16 wide
 CAMERA_PX = (140, 84)  # 3 x 5 tokens in windows of 2 x 2: four sizes of windows
-LIMIT = 1e-4  # of the reference's largest magnitude: DEPLOY section 5; measured 2e-6
+LIMIT = 1e-4  # of the reference's largest magnitude: docs/design.md, "Exactness and tolerances"; measured 2e-6
 PROMPT = 11
 CAPACITY = 32
 

@@ -71,7 +71,7 @@ def test_the_triad_equals_three_separate_runs(session: Session, seed: int) -> No
     found = session.forced_logits(images, questions, np.asarray(tokens).T)  # [N, B, V]
     for index, question in enumerate(questions):
         expected = separate_logits(session, images, question, tokens[index])
-        assert np.abs(found[:, index] - expected).max() <= 1e-4  # DESIGN: exactness of the triad in fp32
+        assert np.abs(found[:, index] - expected).max() <= 1e-4  # docs/design.md, "Exactness and tolerances"
         clear = top2_margin(expected) > 1e-3
         assert (expected.argmax(-1) == tokens[index])[clear].all()
         assert clear.any()

@@ -141,7 +141,7 @@ class GradientRows:
 
     @torch.no_grad()
     def gram(self) -> Tensor:
-        """All dot products, [N, N] float64 on the host: fp32 sums lose nine digits on the way (METHOD section 3)."""
+        """All dot products, [N, N] float64 on the host: fp32 sums lose nine digits on the way."""
         gram = torch.zeros(len(self._rows), len(self._rows), dtype=torch.float64, device=self._device)
         scratch = gram.new_empty(len(self._rows), GRAM_CHUNK)
         for index in range(len(self._parameters)):

@@ -7,8 +7,8 @@ The recipe for shards, and why:
 - a step calls the family's parts one by one, not the model; the root's forward therefore runs a function that does so.
 - weights are gathered once a step and stay until the update (no resharding after forward or backward). A captured attention
   map is not the output of a unit: its gradient reaches the layer's weights before FSDP2 would gather them again, and
-  "storage of size 0" is what it then finds (METHOD section 5). It also saves K of K + 1 gatherings. Masters, AdamW's moments and
-  the K + 1 gradients are sharded always; a step holds the student's weights in fp32 besides.
+  "storage of size 0" is what it then finds (docs/method.md, "Capture of attention maps"). It also saves K of K + 1 gatherings.
+  Masters, AdamW's moments and the K + 1 gradients are sharded always; a step holds the student's weights in fp32 besides.
 - FSDP2 takes the mean of gradients over processes; ours are parts of one step's sum, so each loss is multiplied by their number.
 """
 

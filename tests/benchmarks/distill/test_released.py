@@ -100,7 +100,7 @@ def flat(gradient: Sequence[Tensor]) -> Tensor:
     ],
 )
 def test_windows_are_the_released_ones(student_layers: int, teacher_layers: int, first: range, last: range) -> None:
-    """8B->1B has windows of 5, 14B->1B of 25 (METHOD section 1); a deeper student repeats the teacher's last layer."""
+    """Windows of 5 and 25 (docs/method.md, "Layer groups"); a deeper student repeats the teacher's last layer."""
     found = released.windows(student_layers, teacher_layers)
     assert (len(found), found[0], found[-1]) == (student_layers, first, last)
 
@@ -233,7 +233,7 @@ def test_our_update_of_one_sample_is_the_baselines(
     assert np.median(errors) > 1e-2  # and not any
 
 
-# --- defects of the released code (METHOD section 4) ------------------------------------------------------------------
+# --- docs/method.md, "What the released code gets wrong" ------------------------------------------------------------------
 
 
 def test_defect_1_small_steps_move_every_weight_under_bf16(start: Start, tiny_run: TinyRun) -> None:

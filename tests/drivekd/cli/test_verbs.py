@@ -18,7 +18,7 @@ from drivekd.cli import verbs as cli
 from drivekd.errors import BundleError, ConfigError, DataError, DrivekdError, UsageError
 from drivekd.log import logger
 
-# Every verb with its arguments in order and its flags. A new knob goes into the YAML, not here (STYLE 24).
+# Every verb with its arguments in order and its flags. A new knob goes into the YAML, not here.
 SURFACE = {
     "": ([], ["--version"]),
     "demo": ([], ["--out", "--video"]),

@@ -1,6 +1,6 @@
 """Frame packing, "ask once": a pack's losses and gradients are those of its questions asked one by one.
 
-METHOD section 5 wants 1e-5 in fp32; what is measured here is 2e-7 to 9e-7, other orders of the same sums.
+1e-5 in fp32 is promised (docs/method.md, "What is exact"); what is measured here is 2e-7 to 9e-7, other orders of the same sums.
 """
 
 from __future__ import annotations

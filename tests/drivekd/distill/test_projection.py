@@ -1,4 +1,4 @@
-"""AGP in coefficient space equals AGP on full vectors, and keeps METHOD section 3's promises.
+"""AGP in coefficient space equals AGP on full vectors, and keeps its promises (docs/method.md, "Asymmetric gradient projection").
 
 N gradients, P parameters; G = g gᵀ; row 0 = CE unless pairs say otherwise
 """
@@ -59,7 +59,7 @@ def degenerate_family(seed: int) -> tuple[Vectors, list[Pair]]:
 
 
 def explicit(g: Vectors, order: Sequence[int], pairs: Sequence[Pair], multiplicity: str, stages: Sequence[int]) -> Vectors:
-    """METHOD section 3 word by word, with a projected copy of every vector. Under a shared anchor zero followers do not count."""
+    """docs/method.md word by word, with a projected copy of every vector. Under a shared anchor zero followers do not count."""
     shared = len({anchor for anchor, _ in pairs}) < len(pairs)
     pairs = [pairs[position - 1] for position in order if not shared or g[pairs[position - 1][1]].any()]
     anchors = [anchor for anchor, _ in pairs]
@@ -130,7 +130,7 @@ def test_equal_to_explicit_projections_over_random_families(pairs: list[Pair] | 
             found = agp_coefficients(gram(g), order, pairs=pairs, anchor_multiplicity=multiplicity, stages=stages)  # type: ignore[arg-type]
             expected = explicit(g, order, pairs or [(0, 1), (0, 2), (0, 3)], multiplicity, stages)
             worst = max(worst, relative_error(found.numpy() @ g, expected))
-    assert worst <= 1e-6  # float64 Gram matrices reach 6.5e-15 (METHOD section 3); sums that nearly cancel lose digits
+    assert worst <= 1e-6  # float64 Gram matrices reach 6.5e-15; sums that nearly cancel lose digits
 
 
 @pytest.mark.parametrize("stages", STAGES, ids=str)

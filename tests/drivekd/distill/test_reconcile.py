@@ -127,7 +127,7 @@ def test_the_order_is_a_function_of_seed_step_and_micro_batch() -> None:
 
 
 def test_a_routed_micro_batch_has_one_capability() -> None:
-    """K = 1: CE counts once per micro-batch, not three times (METHOD section 3, settled)."""
+    """K = 1: CE counts once per micro-batch, not three times (docs/method.md, "Knobs")."""
     g = gradients(0)
     g[[1, 3]] = 0
     found, record = reconciler(ReconcileSettings(unit="micro_batch"))(

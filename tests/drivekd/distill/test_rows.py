@@ -30,7 +30,7 @@ def test_routed_is_one_hot() -> None:
 
 
 def test_released_is_the_released_matrix() -> None:
-    """METHOD section 2: .8 on the diagonal, .1 beside it, rows sum to 1."""
+    """docs/method.md, "Losses and weights": .8 on the diagonal, .1 beside it, rows sum to 1."""
     matrix = mixing_matrix("released")
     assert torch.equal(matrix, torch.tensor([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]))
     assert torch.equal(sample_mixing("released", make_samples(6), seed=3, step=9), matrix.repeat(2, 1))

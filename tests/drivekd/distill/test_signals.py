@@ -33,7 +33,7 @@ from drivekd.sample import Sample
 
 pytestmark = pytest.mark.numerics
 
-DEPTHS = {"1B": 24, "2B": 28, "8B": 28, "14B": 48, "38B": 64, "78B": 80}  # InternVL3's language models, METHOD section 1
+DEPTHS = {"1B": 24, "2B": 28, "8B": 28, "14B": 48, "38B": 64, "78B": 80}  # InternVL3's language models
 
 
 def reasoning(student_depth: int, teacher_depth: int, grouping: Any = "window", **layers: Any) -> Signal:
@@ -191,7 +191,7 @@ def batch() -> Batch:
 
 
 def pairs_of(form: Form, counted: CountedRows, sample: int) -> list[tuple[int, int]]:
-    """METHOD section 1, word by word: which (row, column) of its pack's map is a sample's, visible or not."""
+    """docs/method.md, "Signals", word by word: which (row, column) of its pack's map is a sample's, visible or not."""
     pack, question = ((0, 1), (0, 2), (1, 1))[sample]
     own = [i for i in range(S) if SEGMENT[pack, i] in (0, question)]
     unlabelled = sample == 1

@@ -91,7 +91,7 @@ def test_the_textbook_inverse_overflows_where_ours_does_not() -> None:
 
 
 def objective(w: torch.Tensor, norms: torch.Tensor, static: torch.Tensor, rates: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Σ |G - target|, METHOD section 2 word by word; the target is a constant."""
+    """Σ |G - target|, docs/method.md, "Losses and weights", word by word; the target is a constant."""
     lengths = w * norms
     target = static / static.sum() * lengths.sum() * (rates / rates.mean()) ** alpha
     return (lengths - target.detach()).abs().sum()
@@ -194,7 +194,7 @@ def test_ce_reaches_its_floor_and_leaves_it_again() -> None:
 
 
 def test_what_a_step_uses_is_not_what_it_learns() -> None:
-    """METHOD section 4, defect 5: logged weights are the ones that were used."""
+    """docs/method.md, "What the released code gets wrong", defect 5: logged weights are the ones that were used."""
     weighting = DynamicWeights({"ce": 1.0, "planning": 1.0}, DynamicSettings(learning_rate=0.1))
     norms = {"ce": 1.0, "planning": 9.0}
     used = weighting.weights(norms)

@@ -1,7 +1,7 @@
 """Captured maps and their gradients equal eager attention's, in both families, and the model's own work stays SDPA's.
 
-B = 3 samples of different lengths, S positions. Of METHOD section 5's three traps padding (a) and gradient checkpointing (b) are
-here; FSDP2 (c) needs two processes and has its own file.
+B = 3 samples of different lengths, S positions. Two of the traps of docs/method.md, "Capture of attention maps", are here,
+padding and gradient checkpointing; FSDP2 needs two processes and has its own file.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ def test_the_gradient_through_maps_equals_eagers(load: Load, forward: Forward, b
 
 
 def test_layer_0s_map_reaches_only_what_is_before_it(load: Load, forward: Forward, right_padded: Batch) -> None:
-    """METHOD section 5: perception's backward is nearly free."""
+    """docs/method.md, "Capture of attention maps": perception's backward is nearly free."""
     model, request = load(CAPTURE_ATTENTION), some_rows(right_padded)
     for requests in ({0: MapRequest()}, {0: request}):
         model.zero_grad()

@@ -31,7 +31,7 @@ from drivekd.runtime.session.triad import Branch, branch, decode, opened
 CAPABILITIES = ("perception", "reasoning", "planning")
 SCHEMAS = default_schemas(("CAM_FRONT", "CAM_BACK"))
 STEPS = 100
-ATOL = 1e-4  # DESIGN: exactness of the triad in fp32
+ATOL = 1e-4  # docs/design.md, "Exactness and tolerances"
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
 

@@ -165,7 +165,7 @@ def towers_of(run: TinyRun, *overrides: str) -> list[ImageFeatures]:
 
 
 def test_models_with_equal_vision_weights_share_their_features(tiny_run: TinyRun, tmp_path: Path) -> None:
-    """Capability teachers are fine-tuned from one model with a frozen tower (METHOD section 2)."""
+    """Capability teachers are fine-tuned from one model with a frozen tower."""
     other = tmp_path / "other"
     shutil.copytree(tiny_run.teacher, other)
     model = load_model(other)

@@ -128,7 +128,7 @@ def test_unlabelled_samples_have_no_ce(family_run: TinyRun, pair: Pair) -> None:
 def test_signal_losses_are_the_mean_over_samples_of_the_plain_formula(
     family_run: TinyRun, pair: Pair, capability: Capability
 ) -> None:
-    """One sample at a time through eager attention of both models, straight from METHOD section 1. 3 and 4 layers deep."""
+    """One sample at a time through eager attention of both models, straight from docs/method.md. 3 and 4 layers deep."""
     student, teacher = (load_model(path, attention="eager") for path in (family_run.student, family_run.teacher))
     groups = {"perception": [(0, [0])], "planning": [(1, [2])], "reasoning": [(0, [0, 1]), (1, [1, 2])]}[capability]
     samples = samples_of(family_run, capability)[:3]

@@ -162,7 +162,7 @@ SIGNALS_ALONE = (
 def test_maps_of_all_layers_reach_sharded_weights(
     tiny_run: TinyRun, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """METHOD 5c: "storage of size 0". Every layer is captured: whole maps for reasoning, rows for the others."""
+    """Else "storage of size 0" (docs/method.md). Every layer is captured: whole maps for reasoning, rows for the others."""
     overrides = (*SIGNALS_ALONE, f"student.gradient_checkpointing={str(checkpointing).lower()}", "signals.mixing=released")
     sharded = start_trainer(tiny_run, *overrides)
     assert all(isinstance(parameter, DTensor) for parameter in sharded.names)

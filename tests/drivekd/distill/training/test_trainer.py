@@ -98,7 +98,7 @@ def test_static_weights_multiply_the_loss(start: Start) -> None:
 
 
 def test_dynamic_weights_are_logged_as_used_and_move(start: Start) -> None:
-    """Defect 5 of METHOD section 4: the released code logs stale weights."""
+    """Defect 5 of docs/method.md, "What the released code gets wrong": the released code logs stale weights."""
     settings = ("signals.weighting=dynamic", "signals.planning.weight=200", "signals.dynamic.learning_rate=0.5")
     trainer = start(*settings)
     first, second = trainer.step(), trainer.step()
@@ -180,7 +180,7 @@ def test_an_untied_head_belongs_to_the_language_model(start: Start, tmp_path: Pa
 
 
 def test_bf16_moves_weights_that_pure_bf16_would_leave(start: Start) -> None:
-    """METHOD section 4, point 1: at 5e-5, steps are below bf16's spacing wherever |w| >= 1/64."""
+    """Defect 1 of docs/method.md: at 5e-5, steps are below bf16's spacing wherever |w| >= 1/64."""
     settings = (*NO_TEACHERS, "optimizer.learning_rate=5e-5", "training.precision=bf16")
     trainer = start(*settings)
     pure = load_model(trainer.config.student.checkpoint).bfloat16()
@@ -292,7 +292,7 @@ def assert_unmoved(trainer: Trainer, before: dict[str, Tensor], steps_done: int)
 
 
 def test_a_nan_loss_stops_before_the_update_and_is_named(start: Start) -> None:
-    """Defect 4 of METHOD section 4: nothing is skipped and no 0.0 is logged."""
+    """Defect 4 of docs/method.md, "What the released code gets wrong": nothing is skipped and no 0.0 is logged."""
     trainer = start()
     trainer.step()
     language_model(trainer.student).norm.weight.data[0] = float("nan")
