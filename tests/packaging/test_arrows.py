@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -213,7 +214,7 @@ def test_no_file_is_named_after_nothing() -> None:
 
 
 def test_nothing_reads_the_environment_or_argv_at_import() -> None:
-    """STYLE 20: settings are passed in."""
+    """Settings are passed in."""
     wrong = [
         f"{module.file}:{node.lineno}"
         for module in MODULES
@@ -223,3 +224,46 @@ def test_nothing_reads_the_environment_or_argv_at_import() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "argv")
     ]
     assert wrong == []
+
+
+MAP_LINE = re.compile(r"    ([a-z_/]+) +\S")  # a room; a line without one goes on
+
+
+def map_of_the_house() -> dict[str, set[str]]:
+    """Room -> what it may import, as CONTRIBUTING.md says it."""
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## The map\n")[2].partition("\n## ")[0]
+    found: dict[str, str] = {}
+    room = ""
+    for line in section.splitlines():
+        if match := MAP_LINE.match(line):
+            room = match[1]
+            assert room not in found, f"{room} stands twice in the map"
+        if line.startswith("    "):
+            found[room] = found.get(room, "") + line
+    return {room: set(re.findall(r"\w+", text.partition("<-")[2])) - {"nothing"} for room, text in found.items()}
+
+
+def room_on_the_map(module: Module) -> str:
+    return module.path.parent.relative_to(ROOT).as_posix().removeprefix("ros2_ws/src/drivekd_ros/")
+
+
+def name_on_the_map(room: str, seen_from: str) -> str:
+    """How the line of `seen_from` calls a room: within a floor by its own name, else by its floor's."""
+    floor, floor_seen = (name.removeprefix("drivekd/").split("/")[0] for name in (room, seen_from))
+    return room.rsplit("/", 1)[-1] if floor == floor_seen else floor
+
+
+def test_the_map_shows_every_room_and_no_other() -> None:
+    assert set(map_of_the_house()) == {room_on_the_map(module) for module in MODULES}
+
+
+def test_rooms_import_what_the_map_says() -> None:
+    may_import = map_of_the_house()
+    by_name = {module.name: room_on_the_map(module) for module in MODULES}
+    wrong = {
+        f"{room} imports {other}"
+        for module in MODULES
+        for room, other in ((by_name[module.name], by_name[name]) for name in imports(module) if name in by_name)
+        if other not in (room, "drivekd") and name_on_the_map(other, room) not in may_import.get(room, set())
+    }
+    assert wrong == set()
