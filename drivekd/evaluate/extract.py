@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from drivekd.data.kinds import options
+from drivekd.runtime.answers.named_parts import named_parts
 
 __all__ = ["choice", "options", "yes_no"]
 
@@ -75,12 +76,10 @@ def _option_by_text(text: str, offered: Mapping[str, str]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-_FIELD = re.compile(r"^[\s\-*]*([A-Z][A-Za-z&\- ]{1,40}?)\**\s*:", re.MULTILINE)
-
-
 def field_names(text: str) -> tuple[str, ...]:
-    """Names of the parts of `text`, in order: a part begins a line with its capitalised name and a colon."""
-    return tuple(name.strip() for name in _FIELD.findall(text))
+    """Names of the parts of `text`, in order and as written: here, unlike in the car's fields, order, case and repetition count,
+    and so does a part that was cut before its value. What a part is: drivekd.runtime.answers.named_parts."""
+    return tuple(name for name, _ in named_parts(text)[1])
 
 
 def is_schema_valid(text: str, example: str) -> bool:

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .named_parts import named_parts
+
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
 
@@ -47,24 +49,20 @@ class Answer:
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
-# A name opens the text or a sentence: one to four words and a colon. Dots inside coordinates are not followed by a space.
-NAME = re.compile(r"(?:^|(?<=[.;]\s)|(?<=\n))([A-Z][A-Za-z]*(?: [A-Za-z]+){0,3}):\s+")
 CHOICE = re.compile(r"\(?([A-H])(?:[.):]+(?:\s+|$)|$)")  # "C. ...", "(C) ...", "C"; not "A white van"
 YES_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
 
 
 def answer_fields(text: str) -> dict[str, str]:
-    """Parts by lower-case name, each without its final full stop; {} when the text names none.
+    """Parts (see named_parts.py) by lower-case name, each without its final full stop; {} when the text names none.
 
-    A part runs to the next name. A name stated twice keeps both values, joined by "; ".
+    A part that was cut before its value states nothing, and is none here. A name stated twice keeps both values, joined by "; ".
     """
-    text = text.strip()
-    names = list(NAME.finditer(text))
-    starts = [*(match.start() for match in names), len(text)]
-    fields = _head_fields(text[: starts[0]])
-    for match, end in zip(names, starts[1:], strict=True):
-        name, value = match[1].lower(), _trimmed(text[match.end() : end])
-        fields[name] = f"{fields[name]}; {value}" if name in fields else value
+    head, parts = named_parts(text.strip())
+    fields = _head_fields(head)
+    for name, value in ((name.lower(), _trimmed(value)) for name, value in parts):
+        if value:
+            fields[name] = f"{fields[name]}; {value}" if name in fields else value
     return fields
 
 
