@@ -19,9 +19,9 @@ from drivekd.data.foreign import ForeignRecord, detect_format
 from drivekd.data.json_file import read_json, write_json
 from drivekd.data.kinds import infer_kind
 from drivekd.data.readers import foreign_records
-from drivekd.data.tags import CoordinateStyle, cameras_named, coordinate_style, malformed_tags, normalize_tags
 from drivekd.errors import DataError, UsageError
 from drivekd.sample import CAMERAS, Capability
+from drivekd.tags import CoordinateStyle, cameras_named, coordinate_style, malformed_tags, normalize_tags
 
 SourceFormat = Literal["drivelm", "drivebench", "auto"]
 CAPABILITY_OF_TOPIC: Mapping[str, Capability] = {

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drivekd.data.readers import parse_file
-from drivekd.data.tags import CoordinateStyle, coordinate_style, malformed_tags
 from drivekd.errors import DataError
 from drivekd.images import load_image
 from drivekd.sample import CAPABILITIES, Sample
+from drivekd.tags import CoordinateStyle, coordinate_style, malformed_tags
 
 _THREADS = 8  # decoding releases the GIL; network disks gain from more threads than cores
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from drivekd.data.readers import read_samples
-from drivekd.data.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import metrics
 from drivekd.evaluate.extract import choice, field_names, is_schema_valid, options, yes_no
@@ -30,6 +29,7 @@ from drivekd.evaluate.scores import (
 from drivekd.files import refuse_non_empty
 from drivekd.log import ProgressLine
 from drivekd.sample import CAPABILITIES, Sample
+from drivekd.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
 
 
 class Answerer(Protocol):

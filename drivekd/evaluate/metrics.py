@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.data.tags import FRAME_HEIGHT_PX, FRAME_WIDTH_PX, Tag
+from drivekd.tags import FRAME_HEIGHT_PX, FRAME_WIDTH_PX, Tag
 
 Interval: TypeAlias = tuple[float, float]
 

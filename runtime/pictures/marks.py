@@ -1,23 +1,20 @@
 """Where an answer says that something is: points and boxes in camera images, read from its object or from its text.
 
 Objects of a structured answer state `position` [x, y], or `box` [left, top, right, bottom], in pixels of the camera's picture as
-it was given. Free texts state tags as DriveLM writes them, <c1,CAM_FRONT,x,y>: 0..1, or pixels of a 1600 x 900 picture; which
-one is decided once for a text (most tags above 1 = pixels). A place outside the picture is no mark: nothing is moved to its edge.
+it was given. Free texts state tags as DriveLM writes them, <c1,CAM_FRONT,x,y>: 0..1, or pixels of a 1600 x 900 picture; whoever
+draws says which one. A place outside the picture is no mark: nothing is moved to its edge.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from drivekd.runtime.answers.answer import Answer
+from drivekd.tags import CoordinateStyle, find_tags
 
 from .frames import UNNAMED
-
-TAG = re.compile(r"<\s*(c\d+)\s*,\s*([A-Za-z_]\w*)\s*,\s*(-?\d+(?:\.\d+)?)\s*,\s*(-?\d+(?:\.\d+)?)\s*>")
-TAG_PICTURE_PX = (1600, 900)  # nuScenes cameras, in whose pixels DriveLM's tags are
 
 
 @dataclass(frozen=True)
@@ -32,27 +29,22 @@ class Mark:
     box: tuple[float, float, float, float] | None = None
 
 
-def marks_of(answer: Answer, sizes_px: Mapping[str, tuple[int, int]]) -> list[Mark]:
-    """Places that an answer names in these pictures, in its order. sizes_px: width and height by camera."""
+def marks_of(answer: Answer, sizes_px: Mapping[str, tuple[int, int]], style: CoordinateStyle = "normalized") -> list[Mark]:
+    """Places that an answer names in these pictures, in its order.
+
+    sizes_px: width and height by camera. style: how the model writes the tags of a free text.
+    """
     if answer.structured is None:
-        return _tag_marks(answer.text, sizes_px)
+        return _tag_marks(answer.text, sizes_px, style)
     objects = answer.structured.get("objects")
     found = enumerate(objects if isinstance(objects, list) else (), start=1)
     marks = [_object_mark(value, str(number), sizes_px) for number, value in found]
     return [mark for mark in marks if mark is not None]
 
 
-def without_tags(text: str) -> str:
-    """The text with every tag as its short name: what a person reads beside the marks."""
-    return TAG.sub(lambda tag: tag[1], text)
-
-
-def _tag_marks(text: str, sizes_px: Mapping[str, tuple[int, int]]) -> list[Mark]:
-    tags = [(tag[1], tag[2], float(tag[3]), float(tag[4])) for tag in TAG.finditer(text)]
-    pixels = 2 * sum(x > 1 and y > 1 for _, _, x, y in tags) > len(tags)
-    width, height = TAG_PICTURE_PX if pixels else (1, 1)
-    placed = [(_picture_of(camera, sizes_px), Mark(camera, x / width, y / height, name)) for name, camera, x, y in tags]
-    marks = [replace(mark, camera=picture) for picture, mark in placed if picture is not None and _inside(mark)]
+def _tag_marks(text: str, sizes_px: Mapping[str, tuple[int, int]], style: CoordinateStyle) -> list[Mark]:
+    placed = [(_picture_of(tag.camera, sizes_px), tag) for tag in find_tags(text, style, cameras=None)]
+    marks = [Mark(picture, tag.x, tag.y, tag.object_id) for picture, tag in placed if picture is not None]
     return list(dict.fromkeys(marks))  # DriveLM lists each tag twice
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
+from drivekd.tags import coordinate_style
 
 from .marks import Mark, marks_of
 from .panel import draw_panel
@@ -75,11 +76,15 @@ def _width(images: Mapping[str, RGBImage]) -> int:
 
 
 def _marks(images: Mapping[str, RGBImage], answers: Mapping[str, Answer]) -> dict[Mark, Rgb]:
-    """Every mark once, in the colour of the capability that named it first."""
+    """Every mark once, in the colour of the capability that named it first.
+
+    A bundle does not say how its model learnt to write tags, so all free texts of the frame together do: one model wrote them.
+    """
+    style = coordinate_style(answer.text for answer in answers.values() if answer.structured is None)
     sizes_px = {camera: (image.shape[1], image.shape[0]) for camera, image in images.items()}
     marks: dict[Mark, Rgb] = {}
     for capability, answer in answers.items():
-        for mark in marks_of(answer, sizes_px):
+        for mark in marks_of(answer, sizes_px, style):
             marks.setdefault(mark, color_of(capability))
     return marks
 

@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from drivekd.runtime.answers.answer import Answer
+from drivekd.tags import without_tags
 
-from .marks import without_tags
 from .shapes import draw_plate, plate_size
 from .style import BACKGROUND, BRIGHT, DIM, WARNING, Rgb, Style, color_of, font, shortened, wrapped
 

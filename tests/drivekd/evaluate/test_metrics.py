@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivekd.data.tags import Tag, find_tags
 from drivekd.evaluate.extract import field_names, is_schema_valid
 from drivekd.evaluate.metrics import (
     Item,
@@ -22,6 +21,7 @@ from drivekd.evaluate.metrics import (
     match_tags,
     random_baseline,
 )
+from drivekd.tags import Tag, find_tags
 
 
 def item(answer: str, *texts: str, topic: str = "t") -> Item:

@@ -16,10 +16,11 @@ from PIL import Image
 from drivekd.images import RGBImage, load_image
 from drivekd.runtime.answers.answer import Answer, FinishReason
 from drivekd.runtime.answers.schemas import default_schemas, valid_answer
-from drivekd.runtime.pictures.marks import Mark, marks_of, without_tags
+from drivekd.runtime.pictures.marks import Mark, marks_of
 from drivekd.runtime.pictures.overlay import AROUND_THE_CAR, draw_answers, write_overlay
 from drivekd.runtime.pictures.panel import Line, answer_lines, state_of
 from drivekd.runtime.pictures.style import COLORS, WARNING, font, shortened, style_for, wrapped
+from drivekd.tags import without_tags
 
 CAMERAS = ("CAM_FRONT", "CAM_BACK")
 
@@ -204,9 +205,19 @@ def test_tags_of_a_free_text_are_marks_in_either_style() -> None:
     marks = [Mark("CAM_FRONT", 0.5, 0.25, "c1"), Mark("CAM_BACK", 0.1, 0.9, "c2")]
     assert marks_of(answer(text=normalised), SIZES) == marks
     pixels = "A car <c1,CAM_FRONT,800.0,225.0> and a bus <c2,CAM_BACK,160,810>, <c4,CAM_FRONT,4.32,"
-    assert marks_of(answer(text=pixels), SIZES) == marks, "pixels of nuScenes' 1600 x 900, whatever the picture's own size"
+    assert marks_of(answer(text=pixels), SIZES, "pixel") == marks, "pixels of 1600 x 900, whatever the picture's own size"
     assert marks_of(answer(text="<c1,CAM_FRONT,0.5,4.32>"), SIZES) == [], "a wrong number is no pixel"
     assert without_tags(normalised).startswith("A car c1 and a bus c2. IDs: c1, ")
+
+
+def test_all_answers_of_a_frame_tell_how_their_model_writes_tags() -> None:
+    """One wrong number in one answer makes no pixels of it where another answer is normalised; either style alone is drawn."""
+    image, right = grey(800, 450), "<c1,CAM_FRONT,0.5,0.5>"
+    expected = drawn({"CAM_FRONT": image}, answer("planning", right))[:450]
+    wrong = answer("reasoning", "<c2,CAM_FRONT,4.32,1.85>")
+    np.testing.assert_array_equal(drawn({"CAM_FRONT": image}, wrong, answer("planning", right))[:450], expected)
+    pixels = answer("planning", "<c1,CAM_FRONT,800.0,450.0>")
+    np.testing.assert_array_equal(drawn({"CAM_FRONT": image}, pixels)[:450], expected)
 
 
 # --- lines ----------------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.data.tags import Tag, cameras_named, coordinate_style, find_tags, malformed_tags, normalize_tags
 from drivekd.sample import CAMERAS
+from drivekd.tags import Tag, cameras_named, coordinate_style, find_tags, malformed_tags, normalize_tags, without_tags
 
 
 def test_normalised_and_pixel_tags_of_one_point_are_equal() -> None:
@@ -46,6 +46,16 @@ def test_normalising_keeps_malformed_tags_verbatim() -> None:
     expected = "See <c1,CAM_FRONT,0.5000,0.5000>, <c2,CAM_FRONT,1700.0,450.0> and <c3,CAM_FRONT,8"
     assert normalize_tags(text, "pixel") == expected
     assert normalize_tags(expected, "normalized") == expected
+
+
+def test_every_reader_knows_the_same_tags() -> None:
+    """The car's cameras have any name; only a record's are nuScenes'."""
+    text = "<c1,CAM_FRONT,0.5,0.5> < c2 , front_left , 0.1,0.2>"
+    assert find_tags(text) == [Tag("c1", "CAM_FRONT", 0.5, 0.5)]
+    assert find_tags(text, cameras=None) == [Tag("c1", "CAM_FRONT", 0.5, 0.5), Tag("c2", "front_left", 0.1, 0.2)]
+    assert malformed_tags(text) == ["< c2 , front_left , 0.1,0.2>"]
+    assert normalize_tags(text, "pixel").endswith(" < c2 , front_left , 0.1,0.2>")
+    assert without_tags(text) == "c1 c2"
 
 
 def test_cameras_are_named_in_the_projects_order_even_by_cut_tags() -> None:
