@@ -56,12 +56,12 @@ def graph_from_module(module: nn.Module, spec: GraphSpec) -> ir.Model:
     except torch.onnx.errors.OnnxExporterError as error:
         raise ExportError(f"torch cannot export {spec.file}: {error}") from error
     assert program is not None
-    return passes.run_passes(program.model, CLEAN)
+    return passes.run_passes(program.model, CLEAN, spec.file)
 
 
-def finished(model: ir.Model, spec: GraphSpec) -> ir.Model:
-    """Nothing unused, nodes and values with their names, inputs and outputs with the spec's dims."""
-    model = passes.run_passes(model, [passes.remove_unused, passes.name_nodes])
+def finished(model: ir.Model, spec: GraphSpec, lowering: Sequence[passes.Pass]) -> ir.Model:
+    """Lowered; nothing unused, nodes and values with their names, inputs and outputs with the spec's dims."""
+    model = passes.run_passes(model, [*lowering, passes.remove_unused, passes.name_nodes], spec.file)
     for value, tensor in zip((*model.graph.inputs, *model.graph.outputs), (*spec.inputs, *spec.outputs), strict=True):
         _state(value, tensor)
     return model

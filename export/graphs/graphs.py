@@ -19,11 +19,11 @@ from torch import nn
 from transformers import InternVLForConditionalGeneration, PreTrainedModel
 
 from drivekd.errors import UsageError
-from drivekd.export.lowering.concat import lower_to_concat
-from drivekd.export.lowering.gqa import lower_to_gqa
+from drivekd.export.lowering.concat import LOWER_TO_CONCAT
+from drivekd.export.lowering.gqa import LOWER_TO_GQA
 from drivekd.export.lowering.norms import norms_to_standard
 from drivekd.export.lowering.packing import pack_projections
-from drivekd.export.lowering.passes import Pass, run_passes, squeeze_before_product
+from drivekd.export.lowering.passes import Pass, copy_of, run_passes, squeeze_before_product
 from drivekd.export.source.source import Source
 from drivekd.images import ImageForm, PatchSettings
 from drivekd.runtime.bundle.manifest import DIALECTS, GraphSpec
@@ -39,7 +39,7 @@ __all__ = ["DecoderGraph", "causal_mask", "write_graphs"]
 
 # Larger weights lie beside their graph: protobuf ends at 2 GB, and parsing it keeps two copies of what is inside.
 INLINE_LIMIT_BYTES = 64_000_000
-LOWERINGS: dict[str, Pass] = {"gqa": lower_to_gqa, "concat": lower_to_concat}
+LOWERINGS: dict[str, Sequence[Pass]] = {"gqa": LOWER_TO_GQA, "concat": LOWER_TO_CONCAT}
 
 
 def write_graphs(source: Source, folder: Path, dialects: Sequence[str] = DIALECTS) -> dict[str, GraphSpec]:
@@ -82,17 +82,14 @@ def vision_graph(model: PreTrainedModel, images: ImageForm, spec: GraphSpec) -> 
         module = InternVLVision(model)
     with export_attention(model) if isinstance(model, InternVLForConditionalGeneration) else nullcontext():
         graph = graph_from_module(module, spec)
-    return finished(run_passes(graph, [norms_to_standard]), spec)
+    return finished(graph, spec, [norms_to_standard])
 
 
 def decoder_graphs(source: Source, dialects: Sequence[str]) -> dict[str, ir.Model]:
     """The language model in each dialect, from one export; weights are views of the model's, shared by the dialects."""
     graph = graph_from_module(DecoderGraph(source.model), decoder_spec(source.info, "concat"))
-    graph = run_passes(graph, [pack_projections, squeeze_before_product])
-    return {
-        dialect: finished(run_passes(graph.clone(), [LOWERINGS[dialect]]), decoder_spec(source.info, dialect))
-        for dialect in dialects
-    }
+    graph = run_passes(graph, [pack_projections, squeeze_before_product], "decoder")
+    return {dialect: finished(copy_of(graph), decoder_spec(source.info, dialect), LOWERINGS[dialect]) for dialect in dialects}
 
 
 def _weight_bytes(model: ir.Model) -> int:

@@ -16,7 +16,6 @@ import onnx_ir as ir
 from .nodes import NewNodes, nodes_of, replace
 from .norms import norms_to_standard
 from .ops import CACHED_ATTENTION, DOMAIN, head_dim
-from .passes import run_passes
 
 
 @dataclass(frozen=True)
@@ -30,14 +29,17 @@ class _Shared:
     folded: ir.Value  # [B, K, G T, S]
 
 
-def lower_to_concat(model: ir.Model) -> tuple[ir.Model, bool]:
-    """CachedAttention of packed projections and RMSNorm -> standard operators."""
+def attention_to_concat(model: ir.Model) -> tuple[ir.Model, bool]:
+    """CachedAttention of packed projections -> standard operators."""
     attentions = list(nodes_of(model, DOMAIN, CACHED_ATTENTION))
     shared = _shared(attentions[0]) if attentions else None
     for node in attentions:
         assert shared is not None
         _lower(node, shared)
-    return run_passes(model, [norms_to_standard]), bool(attentions)
+    return model, bool(attentions)
+
+
+LOWER_TO_CONCAT = (attention_to_concat, norms_to_standard)
 
 
 def _shared(node: ir.Node) -> _Shared:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from .nodes import NewNodes, nodes_of, replace
 from .norms import norms_to_ort
 from .ops import CACHED_ATTENTION, DOMAIN, head_dim
-from .passes import remove_unused, run_passes
+from .passes import remove_unused
 
 ORT = "com.microsoft"
 LENGTHS = ("seqlens_k", "total_sequence_length")
@@ -35,11 +35,8 @@ class _Rotary:
     rows: ir.Value | None
 
 
-def lower_to_gqa(model: ir.Model) -> tuple[ir.Model, bool]:
-    """CachedAttention of packed projections -> GroupQueryAttention, RMSNorm -> onnxruntime's kernels.
-
-    The inputs seqlens_k and total_sequence_length come in; attention_mask goes, and position_ids where the operator rotates.
-    """
+def attention_to_gqa(model: ir.Model) -> tuple[ir.Model, bool]:
+    """CachedAttention of packed projections -> GroupQueryAttention; inputs seqlens_k and total_sequence_length come in."""
     attentions = list(nodes_of(model, DOMAIN, CACHED_ATTENTION))
     if not attentions:
         return model, False
@@ -49,9 +46,18 @@ def lower_to_gqa(model: ir.Model) -> tuple[ir.Model, bool]:
     rotary = _rotary(attentions[0], lengths[0])
     for node in attentions:
         _lower(node, lengths, rotary)
-    model = run_passes(model, [norms_to_ort, remove_unused])
-    model.graph.inputs[:] = [value for value in model.graph.inputs if value.uses() or value.name not in REPLACED]
     return model, True
+
+
+def drop_replaced_inputs(model: ir.Model) -> tuple[ir.Model, bool]:
+    """The input attention_mask goes, and position_ids where the operator rotates: wherever nothing uses them any more."""
+    kept = [value for value in model.graph.inputs if value.uses() or value.name not in REPLACED]
+    changed = len(kept) < len(model.graph.inputs)
+    model.graph.inputs[:] = kept
+    return model, changed
+
+
+LOWER_TO_GQA = (attention_to_gqa, norms_to_ort, remove_unused, drop_replaced_inputs)
 
 
 def _rotary(node: ir.Node, seqlens: ir.Value) -> _Rotary:

@@ -1,10 +1,15 @@
-"""Small edits of a graph, the same for every dialect: each takes a model and returns (model, changed)."""
+"""Small edits of a graph, the same for every dialect: each takes a model and returns (model, changed).
+
+What ran so far is kept in the model's `meta`, which no file has: a pass that fails is often the victim of one before it.
+"""
 
 from __future__ import annotations
 
 import re
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -19,6 +24,8 @@ from onnx_ir.passes.common import (
 )
 from onnx_ir.tensor_adapters import TorchTensor
 
+from drivekd.errors import ExportError
+
 from .nodes import NewNodes, constant_name, initializer, nodes_of, replace, weight_of
 from .ops import DOMAIN, MARK
 
@@ -26,6 +33,10 @@ IR_VERSION = 10  # onnxruntime 1.23, the last for Python 3.10, reads no newer on
 NAMED_VALUES = 8  # longer constants keep torch's name
 FOLD_LIMIT = 1024  # values; shapes and positions are smaller, weights larger
 Pass: TypeAlias = Callable[[ir.Model], tuple[ir.Model, bool]]
+
+RAN = "drivekd.ran"  # in ir.Model.meta
+# What a pass raises on a graph that it was not made for: a node, input, shape or attribute is not as expected.
+FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 # How torch calls the weights -> how the graph does; both families alike.
 WEIGHT_NAMES = (
@@ -39,10 +50,35 @@ WEIGHT_NAMES = (
 )
 
 
-def run_passes(model: ir.Model, edits: Sequence[Pass]) -> ir.Model:
+def run_passes(model: ir.Model, edits: Sequence[Pass], graph: str) -> ir.Model:
+    """Every edit in turn. graph: what the model is called in errors, such as its file.
+
+    Raises ExportError when a pass fails: it names the graph, the pass, and all that ran on this graph before, with what they did.
+    """
+    ran: tuple[str, ...] = model.meta.get(RAN, ())
     for edit in edits:
-        model, _ = edit(model)
+        try:
+            model, changed = edit(model)
+        except FAILURES as error:
+            raise ExportError(_failure(graph, edit, ran, error)) from error
+        ran += (f"{edit.__name__} ({'changed it' if changed else 'changed nothing'})",)
+        model.meta[RAN] = ran
     return model
+
+
+def copy_of(model: ir.Model) -> ir.Model:
+    """Other nodes and values over the same weights, and what ran so far."""
+    copy = model.clone()
+    copy.meta.update(model.meta)
+    return copy
+
+
+def _failure(graph: str, edit: Pass, ran: Sequence[str], error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{graph}: pass {edit.__name__} failed: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}). "
+        f"Before it ran: {', '.join(ran) or 'none'}"
+    )
 
 
 def strip_metadata(model: ir.Model) -> tuple[ir.Model, bool]:
@@ -205,6 +241,7 @@ def name_nodes(model: ir.Model) -> tuple[ir.Model, bool]:
     A MatMul of layers.0.mlp.up_proj.weight is layers.0.mlp.up_proj. Names that a pass gave stay: torch's begin with "node_".
     """
     taken: Counter[str] = Counter()
+    before = _names(model)
     scope = model.graph.name = "graph"
     for node in model.graph:
         layer = weight_of(node)
@@ -215,7 +252,12 @@ def name_nodes(model: ir.Model) -> tuple[ir.Model, bool]:
         else:
             taken[node.name] += 1
         _name_outputs(node)
-    return model, True
+    return model, _names(model) != before
+
+
+def _names(model: ir.Model) -> list[str | None]:
+    values = (value.name for node in model.graph for value in node.outputs)
+    return [model.graph.name, *(node.name for node in model.graph), *values]
 
 
 def _free(name: str, taken: Counter[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from drivekd.errors import ExportError
+from drivekd.export.graphs.from_torch import CLEAN
 from drivekd.export.lowering import passes
 from drivekd.export.lowering.nodes import constant_name
 from drivekd.export.lowering.norms import norms_to_ort, norms_to_standard
@@ -62,6 +65,50 @@ def linear_graph() -> ir.Model:
     y = typed(tape.op("MatMul", [x, transposed]))
     y.name = "y"
     return graph_of(tape, [x], [y])
+
+
+def ten_nodes() -> ir.Model:
+    """x through ten nodes, all of them needed."""
+    tape, x = ir.tape.Tape(), hidden()
+    value = x
+    for op_type in ("Neg", "Sigmoid") * 5:
+        value = typed(tape.op(op_type, [value]))
+    return graph_of(tape, [x], [value])
+
+
+def break_first_node(model: ir.Model) -> tuple[ir.Model, bool]:
+    raise KeyError(model.graph[0].op_type)
+
+
+def test_a_failing_pass_is_named_with_all_that_ran_before_it() -> None:
+    model = passes.run_passes(ten_nodes(), [passes.set_ir_version, passes.remove_unused], "small.onnx")
+    copies = [passes.copy_of(model) for _ in range(2)]
+    passes.run_passes(copies[0], [passes.name_nodes], "another copy, of which the other one's error says nothing")
+    with pytest.raises(ExportError) as caught:
+        passes.run_passes(copies[1], [passes.fix_reshapes, break_first_node, passes.name_nodes], "small.onnx")
+    message = re.sub(r"test_passes\.py:\d+", "FILE:LINE", str(caught.value))
+    assert message == (
+        "small.onnx: pass break_first_node failed: KeyError: 'Neg' (FILE:LINE). "
+        "Before it ran: set_ir_version (changed it), remove_unused (changed it), fix_reshapes (changed nothing)"
+    ), "graph_of declares domains that no node has: remove_unused takes them out"
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_the_first_pass_can_fail() -> None:
+    with pytest.raises(ExportError, match=r"^small: pass break_first_node failed: .* Before it ran: none$"):
+        passes.run_passes(ten_nodes(), [break_first_node], "small")
+
+
+def test_a_history_is_in_no_file() -> None:
+    model = passes.run_passes(ten_nodes(), [passes.remove_unused], "small")
+    assert b"remove_unused" not in ir.serde.serialize_model(model).SerializeToString()
+
+
+def test_passes_change_nothing_twice() -> None:
+    """So the flag tells which pass did something."""
+    edits = (*CLEAN, passes.name_nodes)
+    model = passes.run_passes(ten_nodes(), edits, "small")
+    assert [edit.__name__ for edit in edits if edit(model)[1]] == []
 
 
 def test_metadata_and_doc_strings_go() -> None:
