@@ -13,7 +13,7 @@ from drivekd.config import Section, apply_override, explain
 from drivekd.errors import ConfigError, UsageError
 from drivekd.runtime.bundle.manifest import DIALECTS, PRECISIONS
 
-from .quantize.convert import GraphPlan
+from .quantize.convert import Activations, Block, GraphPlan
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8", "int4"]
 
@@ -26,9 +26,9 @@ class ExportSettings(Section):
 
     vision: Precision | None = Field(default=None, description="The vision graph's precision, when it is another one.")
     decoder: Precision | None = Field(default=None, description="That of decoder and embedding.")
-    block: Literal[32, 64, 128] = Field(default=32, description="Weights that share an int4 scale.")
+    block: Block = Field(default=GraphPlan.block, description="Weights that share an int4 scale.")
     exclude: list[str] = Field(default=[], description='MatMuls that stay unquantized, as "layers.7.*" or "lm_head".')
-    activations: Literal["fp32", "fp16"] = Field(default="fp32", description="Between int8 and int4 MatMuls; fp16 for a GPU.")
+    activations: Activations = Field(default=GraphPlan.activations, description="Between int8 and int4 MatMuls; fp16 for a GPU.")
     dialects: list[Literal["gqa", "concat"]] = Field(
         default=["gqa", "concat"],
         min_length=1,

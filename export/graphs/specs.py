@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 
 import torch
 
+from drivekd.export.parity.limits import ATOL
 from drivekd.images import ImageForm, ImageSettings
 from drivekd.runtime.bundle.graph_contract import past_names, present_names
 from drivekd.runtime.bundle.manifest import GraphSpec, ModelInfo, TensorSpec
 
 DIM_MIN = {"images": 1, "batch": 1, "seq": 1, "past": 0, "total": 1}
 DUMMY_SIZE = {"images": 2, "batch": 2, "seq": 3, "past": 5, "total": 8}  # no two equal: torch.export merges equal sizes' names
-FP32_ATOL = 1e-4  # docs/design.md, "Exactness and tolerances"; measured 3e-6 on random weights
 
 Dims: TypeAlias = tuple[int | str, ...]
 
@@ -73,7 +73,7 @@ def _cache_form(dialect: str) -> tuple[str, tuple[TensorSpec, ...], str]:
 
 def _fp32_spec(file: str, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphSpec:
     return GraphSpec(
-        file=file, data_file=None, inputs=inputs, outputs=outputs, atol=FP32_ATOL, precision="fp32", block=0, excluded=()
+        file=file, data_file=None, inputs=inputs, outputs=outputs, atol=ATOL["fp32"], precision="fp32", block=0, excluded=()
     )
 
 

@@ -1,9 +1,9 @@
 """The parity table: how far the exported graphs are from the model, worst first.
 
 The limit of an output is atol x max(1, its largest magnitude): K of real Qwen2 layers reaches hundreds, where 1e-4 absolute is
-below fp32's own rounding. atol is the graph's, and each precision has its own. In fp32 every token must agree, too. In the others
-a single value may be far off by rounding alone, so the whole output is judged besides: its root mean square error as a share of
-its root mean square. Two unrelated outputs have 1.4.
+below fp32's own rounding. atol is the graph's, and each precision has its own: limits.py. In fp32 every token must agree, too.
+In the others a single value may be far off by rounding alone, so the whole output is judged besides: its root mean square error
+as a share of its root mean square. Two unrelated outputs have 1.4.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from drivekd.runtime.bundle.manifest import GraphSpec
 
-# Measured on the demo's trained student: fp16 7e-4, int8 .04, int4 .18; blocks and layers differ, hence the room.
-RMS_LIMITS = {"fp16": 0.01, "int8": 0.3, "int4": 0.6}
+from .limits import RMS_LIMITS
 
 
 @dataclass(frozen=True)

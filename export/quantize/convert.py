@@ -15,6 +15,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from onnxscript import version_converter
 
 from drivekd.errors import ExportError, UsageError
 from drivekd.export.graphs.shared_weights import write_models
+from drivekd.export.parity.limits import ATOL
 from drivekd.export.source.quiet import quiet
 from drivekd.runtime.bundle.manifest import PRECISIONS, GraphSpec, TensorSpec
 
@@ -32,16 +34,12 @@ from .ranges import Calibration
 
 log = logging.getLogger(__name__)
 
-BLOCKS = (32, 64, 128)
+Block: TypeAlias = Literal[32, 64, 128]
+Activations: TypeAlias = Literal["fp32", "fp16"]
 FORMS = ("qdq", "matmulnbits")
-ACTIVATIONS = ("fp32", "fp16")
 # The first opsets whose DequantizeLinear knows blocks of 4 bits, and float16 scales. Not higher than needed: with 21 onnxruntime
 # 1.31 fails to load some int8 graphs ("output_dtype INT8 does not match y_zero_point type UINT8").
 INT4_OPSET, HALF_INT8_OPSET = 21, 19
-
-# Measured on tiny random models with sharp attention, which amplifies rounding: .003 in fp16, .15 in int8, .9 in int4; on the
-# demo's trained models: 2e-4, .02, .07.
-ATOL = {"fp16": 2e-2, "int8": 0.5, "int4": 1.0}
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,20 @@ class GraphPlan:
 
     block: weights that share an int4 scale. exclude: patterns of node names ("layers.0.*", "lm_head") that stay as they are.
     form: of int4, see int4.py. activations: between int8 and int4 MatMuls; fp16 converts the rest of the graph, too.
+    The defaults are those of `drivekd export --set`, too: settings.py takes them from here.
     """
 
     precision: str
-    block: int = 32
+    block: Block = 32
     exclude: tuple[str, ...] = ()
     form: str = "qdq"
-    activations: str = "fp32"
+    activations: Activations = "fp32"
 
     def __post_init__(self) -> None:
         _check("precision", self.precision, PRECISIONS)
-        _check("block", self.block, BLOCKS)
+        _check("block", self.block, get_args(Block))
         _check("form", self.form, FORMS)
-        _check("activations", self.activations, ACTIVATIONS)
+        _check("activations", self.activations, get_args(Activations))
 
     @property
     def half(self) -> bool:
@@ -80,7 +79,7 @@ def convert(spec: GraphSpec, folder: Path, out: Path, plan: GraphPlan, calibrati
 
     Weights that lay beside the graph lie beside it again, in out/<spec.file>.data. calibration: needed by int8.
     The returned spec's atol bounds max |found - fp32| / max(1, max |fp32|) of each output; it is there to catch wrong scales and
-    layouts, whose errors are beyond 1, and says nothing about answers: an evaluation does. See ATOL.
+    layouts, whose errors are beyond 1, and says nothing about answers: an evaluation does.
     Raises ExportError: weights that are not finite, int8 without calibration.
     """
     assert folder.resolve() != out.resolve(), "weights would be read from the file that is being written"
@@ -183,7 +182,7 @@ def _converted_spec(spec: GraphSpec, plan: GraphPlan, data_file: str | None, exc
     stated = dataclasses.replace(
         spec,
         data_file=data_file,
-        atol=ATOL.get(plan.precision, spec.atol),
+        atol=ATOL[plan.precision],
         precision=plan.precision,
         block=plan.block if plan.precision == "int4" else 0,
         excluded=excluded,

@@ -59,7 +59,7 @@ def load_prompts(checkpoint: Path, prompts: Mapping[str, str] | None) -> PromptS
 
 def _stored_prompts(checkpoint: Path) -> PromptSet:
     value = read_checkpoint_json(checkpoint, PROMPTS_FILE)
-    complete = {"variables": {}, "cameras": [], "max_new_tokens": 64, "note": "", **value}
+    complete = {"variables": {}, "cameras": [], "max_new_tokens": PromptSet.max_new_tokens, "note": "", **value}
     try:
         stored = dataclass_from_json(PromptSet, complete, PROMPTS_FILE)
     except TypedJsonError as error:

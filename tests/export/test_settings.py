@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from drivekd.errors import UsageError
+from drivekd.export.quantize.convert import GraphPlan
 from drivekd.export.settings import plan_from_options
 
 CALIBRATION = "calibration=train.json"
@@ -33,6 +34,12 @@ def test_each_graph_may_have_its_own_precision() -> None:
     assert (plan.vision.precision, plan.decoder.precision) == ("fp16", "int4")
     assert not plan.needs_calibration
     assert plan_from_options("fp16", ["decoder=fp32"]).decoder.precision == "fp32"
+
+
+def test_defaults_are_those_of_a_graphs_plan() -> None:
+    """One place: a default changed there is what an export does."""
+    plan = plan_from_options("int4", ["vision=int4"])
+    assert plan.vision == plan.decoder == GraphPlan("int4")
 
 
 def test_the_preferred_dialect_stays_first() -> None:

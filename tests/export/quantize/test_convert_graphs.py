@@ -18,10 +18,11 @@ from tiny_run import TinyRun
 from drivekd.errors import DataError
 from drivekd.export.graphs.graphs import write_graphs
 from drivekd.export.graphs.shared_weights import share_weights
+from drivekd.export.parity.limits import ATOL
 from drivekd.export.parity.probed_graph import prefill_feeds
 from drivekd.export.parity.table import relative_error
 from drivekd.export.quantize.calibration import Calibrated, calibrate, camera_samples
-from drivekd.export.quantize.convert import ATOL, GraphPlan, convert
+from drivekd.export.quantize.convert import GraphPlan, convert
 from drivekd.export.quantize.half import value_types
 from drivekd.export.quantize.matmuls import matmul_names
 from drivekd.export.source.source import load_source
