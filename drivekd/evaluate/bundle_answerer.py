@@ -20,7 +20,7 @@ _CAMERA = re.compile("|".join(rf"{camera}(?![A-Z_]*[A-Z])" for camera in CAMERAS
 class BundleAnswerer:
     """Greedy texts of a bundle. backend: as load_bundle takes it. max_new_tokens: a longer answer is cut there."""
 
-    def __init__(self, bundle: Path, *, backend: str = "auto", max_new_tokens: int = 24) -> None:
+    def __init__(self, bundle: Path, *, max_new_tokens: int, backend: str = "auto") -> None:
         self.name = str(bundle)
         self.digest = read_bundle(bundle).digest
         self._bundle = bundle

@@ -98,9 +98,12 @@ T = TypeVar("T")
 
 
 class CheckpointAnswerer:
-    """Greedy texts of a checkpoint of any family. device: as torch names it. max_new_tokens: a longer answer is cut there."""
+    """Greedy texts of a checkpoint of any family.
 
-    def __init__(self, checkpoint: Path, *, device: str = "cpu", batch_size: int = 64, max_new_tokens: int = 24) -> None:
+    batch_size: questions. max_new_tokens: a longer answer is cut there. device: as torch names it.
+    """
+
+    def __init__(self, checkpoint: Path, *, batch_size: int, max_new_tokens: int, device: str = "cpu") -> None:
         self.name = str(checkpoint)
         self.digest = checkpoint_digest(checkpoint)
         self._processor = load_processor(checkpoint)

@@ -31,6 +31,9 @@ from drivekd.log import ProgressLine
 from drivekd.sample import CAPABILITIES, Sample
 from drivekd.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
 
+MAX_NEW_TOKENS = 24  # what is scored stands at an answer's beginning; what comes later is cut
+BATCH_SIZE = 64  # questions that a checkpoint answers at once
+
 
 class Answerer(Protocol):
     """A checkpoint or a bundle. name: its path; digest: "sha256:..." of what it is made of."""
@@ -230,7 +233,9 @@ def _prediction(one: _Scored) -> Prediction:
     )
 
 
-def open_answerer(path: Path, *, device: str = "cpu", batch_size: int = 64, max_new_tokens: int = 24) -> Answerer:
+def open_answerer(
+    path: Path, *, device: str = "cpu", batch_size: int = BATCH_SIZE, max_new_tokens: int = MAX_NEW_TOKENS
+) -> Answerer:
     """manifest.json makes a bundle, config.json a checkpoint. device, batch_size: of a checkpoint.
 
     Raises UsageError for anything else, BundleError or CheckpointError when the files do not hold what they promise.

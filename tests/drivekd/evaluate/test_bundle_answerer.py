@@ -34,7 +34,7 @@ def samples(tmp_path: Path) -> list[Sample]:
 def test_texts_equal_the_checkpoints(checkpoint: Path, bundle: Path, samples: list[Sample]) -> None:
     answerer = open_answerer(bundle, max_new_tokens=MAX_NEW_TOKENS)
     assert isinstance(answerer, BundleAnswerer)
-    expected = CheckpointAnswerer(checkpoint, max_new_tokens=MAX_NEW_TOKENS)
+    expected = CheckpointAnswerer(checkpoint, batch_size=64, max_new_tokens=MAX_NEW_TOKENS)
     seen: list[tuple[int, int]] = []
     clean = answerer.answers(samples, on_progress=lambda done, total: seen.append((done, total)))
     assert clean == expected.answers(samples)

@@ -114,7 +114,7 @@ def test_batches_equal_single_generation(batch_size: int, folder: Path, samples:
 
 
 def test_chunks_change_nothing(folder: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    answerer = CheckpointAnswerer(folder / "model", batch_size=2)
+    answerer = CheckpointAnswerer(folder / "model", batch_size=2, max_new_tokens=MAX_NEW_TOKENS)
     whole = answerer.answers(samples)
     monkeypatch.setattr("drivekd.evaluate.checkpoint_answerer._BATCHES_PER_CHUNK", 1)
     assert answerer.answers(samples) == whole
@@ -128,7 +128,7 @@ def test_each_image_is_read_once(folder: Path, samples: list[Sample], monkeypatc
         return load_image(path)
 
     monkeypatch.setattr("drivekd.evaluate.checkpoint_answerer.load_image", counted)
-    CheckpointAnswerer(folder / "model").answers(samples)
+    open_answerer(folder / "model").answers(samples)
     assert sorted(read) == sorted(set(read))
 
 
@@ -138,7 +138,7 @@ def test_black_images_take_the_same_path(folder: Path, samples: list[Sample], tm
         Sample(sample.source, "planning", sample.question, "Yes.", (tmp_path / "black.png",) * len(sample.images), "yesno")
         for sample in samples
     ]
-    answerer = CheckpointAnswerer(folder / "model", max_new_tokens=MAX_NEW_TOKENS)
+    answerer = CheckpointAnswerer(folder / "model", batch_size=64, max_new_tokens=MAX_NEW_TOKENS)
     black = answerer.answers(samples, images="black")
     assert black == answerer.answers(blackened)
     assert black != answerer.answers(samples)
