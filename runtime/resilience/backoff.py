@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Before a worker starts the next child in place of one that died or hung.
+FIRST_RESTART_S, LONGEST_RESTART_S = 0.2, 30.0
+# Before a ladder tries a rung that failed again; until then the next one answers.
+FIRST_COOL_DOWN_S, LONGEST_COOL_DOWN_S = 5.0, 300.0
+
 
 @dataclass
 class BackOff:

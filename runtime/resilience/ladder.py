@@ -29,9 +29,7 @@ from drivekd.runtime.session.generation import Cancelled, OnText
 from drivekd.runtime.session.sampling import GREEDY, Sampling
 from drivekd.runtime.session.session import AnswerSession
 
-from .backoff import BackOff
-
-LONGEST_COOL_DOWN_S = 300.0
+from .backoff import FIRST_COOL_DOWN_S, LONGEST_COOL_DOWN_S, BackOff
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,9 @@ class Ladder:
     the rung that answered last.
     """
 
-    def __init__(self, rungs: Sequence[Rung], *, cool_down_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, rungs: Sequence[Rung], *, cool_down_s: float = FIRST_COOL_DOWN_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Open the rungs that stand by. Each verifies the bundle itself, so one that does not pass is only left out.
 
         cool_down_s: of a rung that failed. clock: seconds.

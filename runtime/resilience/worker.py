@@ -28,7 +28,7 @@ from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
 from drivekd.runtime.session.generation import Cancelled, OnText
 from drivekd.runtime.session.sampling import GREEDY, Sampling
 
-from .backoff import BackOff
+from .backoff import FIRST_RESTART_S, LONGEST_RESTART_S, BackOff
 from .child import Child, ChildLostError
 from .server import Done, Failed, OpenSession, Ready, Request, Start, Text
 from .shared_images import SharedImages
@@ -50,8 +50,8 @@ class WorkerSettings:
     start_timeout_s: float = 120.0
     hang_ms: float = 300_000.0  # six InternViT tiles took 88 s on two cores in fp32
     min_hang_ms: float = 250.0
-    first_backoff_s: float = 0.2
-    longest_backoff_s: float = 30.0
+    first_backoff_s: float = FIRST_RESTART_S
+    longest_backoff_s: float = LONGEST_RESTART_S
     failures: int = 3  # after an illegal memory access CUDA refuses every call of the process
 
 
