@@ -9,8 +9,8 @@ from typing import Literal, get_args
 Capability = Literal["perception", "reasoning", "planning"]
 CAPABILITIES: tuple[Capability, ...] = get_args(Capability)
 
-AnswerKind = Literal["choice", "yesno", "open"]
-ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
+AnswerForm = Literal["choice", "yesno", "open"]
+ANSWER_FORMS: tuple[AnswerForm, ...] = get_args(AnswerForm)
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 
@@ -20,8 +20,9 @@ class Sample:
     """One question about the images of one frame.
 
     source: "FILE, record N", for error messages. question: without image markers. answer: None for an unlabelled record.
-    images: one per camera, in the order in which the model sees them. kind: how the answer is scored.
-    topic: a finer name within the capability, free text. scene: what train and test must not share.
+    images: one per camera, in the order in which the model sees them. answer_form: how the answer is scored;
+    records call it meta.kind. topic: what the question is about, a finer name within the capability, free text. scene: what train
+    and test must not share.
     """
 
     source: str
@@ -29,6 +30,6 @@ class Sample:
     question: str
     answer: str | None
     images: tuple[Path, ...]
-    kind: AnswerKind = "open"
+    answer_form: AnswerForm = "open"
     topic: str = ""
     scene: str = ""

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from drivekd.data.answer_forms import infer_answer_form
 from drivekd.data.drivekd_records import IMAGE_MARKER
 from drivekd.data.foreign import ForeignRecord, detect_format
 from drivekd.data.json_file import read_json, write_json
-from drivekd.data.kinds import infer_kind
 from drivekd.data.readers import foreign_records
 from drivekd.errors import DataError, UsageError
 from drivekd.sample import CAMERAS, Capability
@@ -132,7 +132,7 @@ def _drivekd_record(record: ForeignRecord, style: CoordinateStyle, images: Image
         "images": [_written_path(images.find(record.image_paths[camera]), folder) for camera in cameras],
         "question_type": CAPABILITY_OF_TOPIC[record.topic],
         "meta": {
-            "kind": infer_kind(record.question, record.answer or None),
+            "kind": infer_answer_form(record.question, record.answer or None),
             "topic": record.topic,
             "scene": record.scene,
             "frame": record.frame,

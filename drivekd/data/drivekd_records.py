@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from drivekd.data.answer_forms import infer_answer_form, options
 from drivekd.data.json_file import json_type
-from drivekd.data.kinds import infer_kind, options
-from drivekd.sample import ANSWER_KINDS, CAMERAS, CAPABILITIES, AnswerKind, Capability, Sample
+from drivekd.sample import ANSWER_FORMS, CAMERAS, CAPABILITIES, AnswerForm, Capability, Sample
 
 IMAGE_MARKER = "<image>"
 _META_KEYS = ("kind", "topic", "scene", "frame", "cameras", "ego_speed_mps")
@@ -43,7 +43,7 @@ def parse_record(record: object, *, source: str, image_root: Path, unlabelled: b
     if capability not in CAPABILITIES:
         problems.append(f"question_type: expected one of {', '.join(CAPABILITIES)}, found {capability!r}")
     meta = _meta(record.get("meta"), len(images), problems)
-    kind = _kind(meta.get("kind"), question, answer, problems)
+    answer_form = _answer_form(meta.get("kind"), question, answer, problems)
     if problems:
         return ParsedRecord(None, tuple(f"{source}: {problem}" for problem in problems))
     sample = Sample(
@@ -52,7 +52,7 @@ def parse_record(record: object, *, source: str, image_root: Path, unlabelled: b
         question=question,
         answer=answer,
         images=images,
-        kind=kind,
+        answer_form=answer_form,
         topic=meta.get("topic", ""),
         scene=meta.get("scene", ""),
     )
@@ -137,14 +137,14 @@ def _check_cameras(value: object, num_images: int, problems: list[str]) -> None:
         problems.append(f"meta.cameras: {len(value)} named for {num_images} images")
 
 
-def _kind(value: object, question: str, answer: str | None, problems: list[str]) -> AnswerKind:
+def _answer_form(value: object, question: str, answer: str | None, problems: list[str]) -> AnswerForm:
     if value is None:
-        return infer_kind(question, answer)
-    if value not in ANSWER_KINDS:
-        problems.append(f"meta.kind: expected one of {', '.join(ANSWER_KINDS)}, found {value!r}")
+        return infer_answer_form(question, answer)
+    if value not in ANSWER_FORMS:
+        problems.append(f"meta.kind: expected one of {', '.join(ANSWER_FORMS)}, found {value!r}")
     elif value == "choice" and not options(question):
         problems.append('meta.kind: choice, but the question offers no options ("A. ... B. ...")')
-    return cast(AnswerKind, value)
+    return cast(AnswerForm, value)
 
 
 def _found(value: object) -> str:

@@ -23,7 +23,7 @@ _THREADS = 8  # decoding releases the GIL; network disks gain from more threads 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """problems, warnings: each as "FILE, record N: ...". counts: sound records by (capability, kind).
+    """problems, warnings: each as "FILE, record N: ...". counts: sound records by (capability, answer form).
 
     records: all of them; images: distinct image files; coordinates: how the file writes its tags.
     """
@@ -45,7 +45,7 @@ class ValidationReport:
         """(what, how many), for a table."""
         return (
             ("records", str(self.records)),
-            *((f"  {capability}, {kind}", str(count)) for (capability, kind), count in self.counts.items()),
+            *((f"  {capability}, {form}", str(count)) for (capability, form), count in self.counts.items()),
             ("images", str(self.images)),
             ("coordinates of tags", self.coordinates),
             ("problems", str(len(self.problems))),
@@ -126,6 +126,6 @@ def _repeat_warnings(samples: Iterable[Sample]) -> list[str]:
 
 
 def _counts(samples: Iterable[Sample]) -> dict[tuple[str, str], int]:
-    counts = Counter((sample.capability, sample.kind) for sample in samples)
+    counts = Counter((sample.capability, sample.answer_form) for sample in samples)
     order = sorted(counts, key=lambda key: (CAPABILITIES.index(key[0]), key[1]))
     return {key: counts[key] for key in order}

@@ -137,7 +137,7 @@ def _config(out: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def _accuracy_rows(out: Path) -> list[list[str]]:
-    test = [sample for sample in read_samples(out / "world" / "test.json") if sample.kind != "open"]
+    test = [sample for sample in read_samples(out / "world" / "test.json") if sample.answer_form != "open"]
     reference = read_samples(out / "world" / "train.json")
     teachers = [_evaluate(out, f"teacher-{name}", MODELS / name, _of(test, name), _of(reference, name)) for name in CAPABILITIES]
     reports = {

@@ -89,7 +89,7 @@ def evaluate(
     question states none of its classes, or when there is nothing to score.
     """
     style = coordinate_style(text for sample in samples for text in (sample.question, sample.answer or ""))
-    items = {index: item_from_sample(sample) for index, sample in enumerate(samples) if sample.kind != "open"}
+    items = {index: item_from_sample(sample) for index, sample in enumerate(samples) if sample.answer_form != "open"}
     asked = [index for index, sample in enumerate(samples) if index in items or find_tags(_labelled_answer(sample), style)]
     if not asked:
         raise DataError(f"none of {len(samples)} samples is a choice or yes/no question or has tags in its answer")
@@ -116,19 +116,19 @@ def evaluate(
 
 def parse_answer(text: str, sample: Sample) -> str | None:
     """The letter, "yes" or "no" that `text` states for this question; None when undecidable or the question is open."""
-    if sample.kind == "choice":
+    if sample.answer_form == "choice":
         return choice(text, sample.question)
-    return yes_no(text) if sample.kind == "yesno" else None
+    return yes_no(text) if sample.answer_form == "yesno" else None
 
 
 def item_from_sample(sample: Sample) -> Item:
     """A choice or yes/no sample as a scorable item. Raises DataError when its own answer states no class."""
     answer = parse_answer(_labelled_answer(sample), sample)
-    classes = options(sample.question) if sample.kind == "choice" else {"yes": "yes", "no": "no"}
+    classes = options(sample.question) if sample.answer_form == "choice" else {"yes": "yes", "no": "no"}
     if answer not in classes:
-        raise DataError(f"{sample.source}: a {sample.kind} question whose answer states no class: {sample.answer!r}")
+        raise DataError(f"{sample.source}: a {sample.answer_form} question whose answer states no class: {sample.answer!r}")
     return Item(
-        topic=f"{sample.capability}/{sample.topic}/{sample.kind}",
+        topic=f"{sample.capability}/{sample.topic}/{sample.answer_form}",
         classes=classes,
         answer=answer,
         cluster=sample.scene or "|".join(map(str, sample.images)),
@@ -143,7 +143,7 @@ def _labelled_answer(sample: Sample) -> str:
 
 def _reference_items(reference: Iterable[Sample]) -> list[Item]:
     """The labelled, parseable choice and yes/no samples of a reference file; it is counted, not judged."""
-    closed = (sample for sample in reference if sample.kind != "open" and sample.answer is not None)
+    closed = (sample for sample in reference if sample.answer_form != "open" and sample.answer is not None)
     return [item_from_sample(sample) for sample in closed if parse_answer(_labelled_answer(sample), sample) is not None]
 
 
@@ -175,7 +175,7 @@ def _score_row(
     interval = metrics.bootstrap_interval(correct, [item.cluster for item in items], seed=seed)
     majority = metrics.majority_baseline(items, reference)
     majority_accuracy = metrics.accuracy(majority.correct)
-    binary = [(item.answer, one.parsed) for one, item in zip(scored, items, strict=True) if one.sample.kind == "yesno"]
+    binary = [(item.answer, one.parsed) for one, item in zip(scored, items, strict=True) if one.sample.answer_form == "yesno"]
     return ScoreRow(
         scope=scope,
         capability=capability,
@@ -224,7 +224,7 @@ def _prediction(one: _Scored) -> Prediction:
         source=sample.source,
         capability=sample.capability,
         topic=sample.topic,
-        kind=sample.kind,
+        kind=sample.answer_form,
         question=sample.question,
         answer=one.answer,
         prediction=one.text,

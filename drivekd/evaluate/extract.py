@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from drivekd.data.kinds import options
+from drivekd.data.answer_forms import options
 from drivekd.runtime.answers.named_parts import named_parts
 
 __all__ = ["choice", "options", "yes_no"]

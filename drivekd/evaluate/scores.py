@@ -58,7 +58,10 @@ class TagRow:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One generated text beside its record. parsed: the letter, "yes" or "no" it states; correct: None if open."""
+    """One generated text beside its record, as predictions.jsonl has it.
+
+    kind: the sample's answer_form. parsed: the letter, "yes" or "no" it states; correct: None if open.
+    """
 
     source: str
     capability: str

@@ -12,7 +12,7 @@ from typing import TypedDict, TypeVar
 
 import numpy as np
 
-from drivekd.sample import AnswerKind, Capability
+from drivekd.sample import AnswerForm, Capability
 
 from .coordinates import format_tag
 from .oracle import FAST_MPS, Action, Cause, Plan, plan, reaches_lead
@@ -80,9 +80,9 @@ class Message(TypedDict):
 
 
 class Meta(TypedDict):
-    """kind: how the answer is scored. cameras: in the order of the images."""
+    """kind: how the answer is scored (Sample.answer_form). cameras: in the order of the images."""
 
-    kind: AnswerKind
+    kind: AnswerForm
     topic: str
     scene: str
     cameras: list[str]
@@ -104,7 +104,7 @@ class Question:
 
     capability: Capability
     topic: str
-    kind: AnswerKind
+    answer_form: AnswerForm
     text: str
     answer: str
     cameras: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ def _record(question: Question, scene: Scene, image_paths: Mapping[str, str], sc
         "images": [image_paths[camera] for camera in cameras],
         "question_type": question.capability,
         "meta": {
-            "kind": question.kind,
+            "kind": question.answer_form,
             "topic": question.topic,
             "scene": scene_name,
             "cameras": cameras,

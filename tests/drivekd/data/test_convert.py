@@ -78,7 +78,7 @@ def test_drivelm_reads_back(tmp_path: Path) -> None:
     assert asked.question == "Is <c1,CAM_BACK,0.5000,0.5000> behind <c2,CAM_FRONT,0.1000,0.1000>?"
     assert [image.parent.name for image in asked.images] == ["CAM_FRONT", "CAM_BACK"]
     assert all(image.is_file() for sample in samples for image in sample.images)
-    assert (choice.kind, choice.topic, choice.capability, choice.scene) == ("choice", "prediction", "reasoning", "scene-a")
+    assert (choice.answer_form, choice.topic, choice.capability, choice.scene) == ("choice", "prediction", "reasoning", "scene-a")
     assert [image.parent.name for image in choice.images] == list(CAMERAS)
     assert (cut.question, cut.answer) == ("Cut <c9,CAM_BACK,1", "<c1,CAM_BACK,4000.0,2>")
     assert plan.answer == "Brake for <c1,CAM_BACK,0.5000,0.5000>."
@@ -149,7 +149,7 @@ def test_a_drivelm_file_with_all_its_keys_reads_back(tmp_path: Path) -> None:
     assert len(samples) == report.records == len(QUESTIONS) * len(frames)
     assert (report.missing_images, report.malformed_tags, report.coordinates) == (0, 0, "pixel")
     assert len({image for sample in samples for image in sample.images}) == 6 * len(frames)
-    assert [sample.kind for sample in samples] == [kind for *_, kind in QUESTIONS] * len(frames)
+    assert [sample.answer_form for sample in samples] == [form for *_, form in QUESTIONS] * len(frames)
     assert [sample.scene for sample in samples] == [scene for scene, _ in frames for _ in QUESTIONS]
 
 
@@ -157,5 +157,5 @@ def test_a_drivebench_file_with_all_its_keys_reads_back(tmp_path: Path) -> None:
     report = convert_file(write_drivebench(tmp_path / "drivebench.json"), tmp_path / "out.json")
     assert (report.records, report.coordinates) == (len(DRIVEBENCH), "normalized")
     samples = read_samples(tmp_path / "out.json")
-    assert [sample.kind for sample in samples] == [kind for *_, kind in DRIVEBENCH]
+    assert [sample.answer_form for sample in samples] == [form for *_, form in DRIVEBENCH]
     assert [len(sample.images) for sample in samples] == [len(cameras) for *_, cameras, _ in DRIVEBENCH]

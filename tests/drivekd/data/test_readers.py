@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from record_files import DRIVEKD, write_drivekd
 
-from drivekd.data.kinds import infer_kind, options
+from drivekd.data.answer_forms import infer_answer_form, options
 from drivekd.data.readers import check_images, read_samples
 from drivekd.errors import DataError
 from drivekd.sample import Sample
@@ -52,7 +52,7 @@ def test_a_sound_record_becomes_a_sample(tmp_path: Path) -> None:
             question=CHOICE,
             answer="B. Right.",
             images=(tmp_path / "front.jpg", tmp_path / "back.jpg"),
-            kind="choice",
+            answer_form="choice",
             topic="lane",
             scene="s1",
         )
@@ -70,7 +70,7 @@ def test_markers_may_be_followed_by_line_breaks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "answer", "kind"),
+    ("question", "answer", "form"),
     [
         (CHOICE, "B", "choice"),
         ("Is it red?", "No.", "yesno"),
@@ -81,10 +81,10 @@ def test_markers_may_be_followed_by_line_breaks(tmp_path: Path) -> None:
         ("Is it red?", None, "open"),
     ],
 )
-def test_the_kind_is_inferred_without_meta(question: str, answer: str | None, kind: str, tmp_path: Path) -> None:
-    assert infer_kind(question, answer) == kind
+def test_the_answers_form_is_inferred_without_meta(question: str, answer: str | None, form: str, tmp_path: Path) -> None:
+    assert infer_answer_form(question, answer) == form
     path = write(tmp_path, record(messages=messages(f"<image><image>{question}", answer), meta=...))
-    assert read_samples(path, unlabelled=True)[0].kind == kind
+    assert read_samples(path, unlabelled=True)[0].answer_form == form
 
 
 MALFORMED = [
@@ -199,6 +199,6 @@ def test_options(question: str, expected: dict[str, str]) -> None:
 
 def test_a_file_as_drive_kd_publishes_it_reads(tmp_path: Path) -> None:
     samples = read_samples(write_drivekd(tmp_path / "demo.json"))
-    assert [sample.kind for sample in samples] == [kind for *_, kind in DRIVEKD]
+    assert [sample.answer_form for sample in samples] == [form for *_, form in DRIVEKD]
     assert [len(sample.images) for sample in samples] == [pictures for *_, pictures, _ in DRIVEKD]
     assert [sample.question for sample in samples] == [question for _, question, *_ in DRIVEKD]

@@ -67,7 +67,7 @@ def samples(folder: Path) -> list[Sample]:
             question="Is " * (index % 4 + 1) + f"it {index}?",
             answer="Yes.",
             images=tuple(folder / f"{(index + offset) % 5}.png" for offset in range(index % 3 + 1)),
-            kind="yesno",
+            answer_form="yesno",
         )
         for index in range(15)
     ]

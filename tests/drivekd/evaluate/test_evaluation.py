@@ -15,7 +15,7 @@ from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, ImageSetting, evaluate, write_report
 from drivekd.evaluate.bundle_answerer import camera_names
 from drivekd.evaluate.evaluation import open_answerer
-from drivekd.sample import AnswerKind, Capability, Sample
+from drivekd.sample import AnswerForm, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
 TAG = "<c1,CAM_FRONT,0.5000,0.5000>"
@@ -48,12 +48,12 @@ class Recited:
 def sample(
     question: str = WAY,
     answer: str | None = "A. Left.",
-    kind: AnswerKind = "choice",
+    form: AnswerForm = "choice",
     capability: Capability = "planning",
     topic: str = "way",
     scene: str = "",
 ) -> Sample:
-    return Sample("f.json, record 1", capability, question, answer, (Path("x.jpg"),), kind, topic, scene)
+    return Sample("f.json, record 1", capability, question, answer, (Path("x.jpg"),), form, topic, scene)
 
 
 def yes_no(answer: str, scene: str) -> Sample:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from drivekd.errors import DataError, UsageError
-from drivekd.sample import ANSWER_KINDS, CAMERAS, CAPABILITIES
+from drivekd.sample import ANSWER_FORMS, CAMERAS, CAPABILITIES
 from drivekd.world import SPLITS, Record, WorldSettings, build_world
 
 SMALL = WorldSettings(train_frames=12, labelled_frames=5, validation_frames=6, test_frames=6, workers=1, contact_sheet=False)
@@ -71,7 +71,7 @@ def test_records_keep_the_drive_kd_format(world: Path) -> None:
         assert question["role"] == "user"
         assert question["content"].count("<image>") == len(record["images"]) == len(meta["cameras"]) >= 1
         assert question["content"].startswith("<image>" * len(record["images"]))
-        assert record["question_type"] in CAPABILITIES and meta["kind"] in ANSWER_KINDS
+        assert record["question_type"] in CAPABILITIES and meta["kind"] in ANSWER_FORMS
         for path in record["images"]:
             assert Image.open(world / path).size == SMALL.image_size_px
         if len(record["messages"]) == 2:

@@ -43,7 +43,7 @@ def test_no_topic_is_won_by_its_commonest_answer(asked: list[Asked]) -> None:
     answers: dict[str, Counter[str]] = {}
     for _, questions in asked:
         for question in questions:
-            if question.kind != "open":
+            if question.answer_form != "open":
                 answers.setdefault(question.topic, Counter())[question.answer.split(".")[0]] += 1
     assert set(answers) == {"signal", "lead", "road", "notice", "collision", "action", "lane"}
     for topic, counts in answers.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from drivekd.sample import AnswerKind
+from drivekd.sample import AnswerForm
 
 _LETTERS = "ABCDEFGH"
 # The word ends there: "No." and "Yes, two cars." are answers, DriveLM's "No entry." and "No such action ..." are not.
@@ -43,7 +43,7 @@ def _option_starts(text: str) -> list[tuple[int, int]]:
     return starts
 
 
-def infer_kind(question: str, answer: str | None) -> AnswerKind:
+def infer_answer_form(question: str, answer: str | None) -> AnswerForm:
     """choice when the question offers options, yesno when the answer is a yes or no, else open."""
     if options(question):
         return "choice"
