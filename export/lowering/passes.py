@@ -34,7 +34,7 @@ NAMED_VALUES = 8  # longer constants keep torch's name
 FOLD_LIMIT = 1024  # values; shapes and positions are smaller, weights larger
 Pass: TypeAlias = Callable[[ir.Model], tuple[ir.Model, bool]]
 
-RAN = "drivekd.ran"  # in ir.Model.meta
+RAN = "drivekd passes"  # in ir.Model.meta
 # What a pass raises on a graph that it was not made for: a node, input, shape or attribute is not as expected.
 FAILURES = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 

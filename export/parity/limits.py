@@ -6,8 +6,8 @@ What one layer may add is another question, asked when a graph has failed: bisec
 from __future__ import annotations
 
 # Of any single value, as a share of max(1, its output's largest magnitude); a bundle keeps it as GraphSpec.atol. fp32:
-# docs/design.md, "Exactness and tolerances"; measured 3e-6 on random weights. The others: .003, .15 and .9 on tiny random models with sharp attention, which
-# amplifies rounding; 2e-4, .02 and .07 on the demo's trained models.
+# docs/design.md, "Exactness and tolerances"; measured 3e-6 on random weights. The others: .003, .15 and .9 on tiny random models
+# with sharp attention, which amplifies rounding; 2e-4, .02 and .07 on the demo's trained models.
 ATOL = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5, "int4": 1.0}
 
 # Of a whole output: its root mean square error as a share of its root mean square. Measured on the demo's trained student: fp16
