@@ -40,6 +40,7 @@ from .source.layer_recording import record_layers
 from .source.layer_values import LAYERS_FILE
 from .source.prompts import PromptSet
 from .source.reference import take_reference
+from .source.repeatable import EXPORT_THREADS, repeatable
 from .source.source import Source, load_source
 
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
@@ -77,7 +78,18 @@ def bundle_from_checkpoint(
     (no graph, parity failed, no disk space), DataError (calibration or evaluation records). Whatever it raises, nothing is left
     behind.
     """
-    checkpoint, out, plan = Path(checkpoint), Path(out), plan or ExportPlan()
+    with repeatable():
+        return _bundle_from_checkpoint(Path(checkpoint), Path(out), plan or ExportPlan(), prompts, on_parity, on_sensitivity)
+
+
+def _bundle_from_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    plan: ExportPlan,
+    prompts: Mapping[str, str] | None,
+    on_parity: OnParity | None,
+    on_sensitivity: OnSensitivity | None,
+) -> ExportReport:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty directory; name another --out or remove it")
     logger.info("reading %s", checkpoint)
@@ -227,7 +239,7 @@ def _compared(exported: Exported, folder: Path, precision: str) -> ParityTable:
     rows: list[ParityRow] = []
     for dialect in bundle.manifest.dialects:
         logger.info("parity in %s: %s", precision, dialect)
-        with Session(bundle, dialect=dialect) as session:
+        with Session(bundle, dialect=dialect, threads=EXPORT_THREADS) as session:
             rows += decoder_rows(exported.reference, session) if rows else measure_parity(exported.reference, session)
     return parity_table(rows)
 
@@ -249,7 +261,7 @@ def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityT
     (staging / LAYERS_FILE).write_bytes(exported.layers)
     manifest = dataclasses.replace(manifest_of(exported, plan.label), parity=tuple(parity.to_json()))
     write_manifest(manifest, staging)
-    with Session(read_bundle(staging, defer=True)) as session:
+    with Session(read_bundle(staging, defer=True), threads=EXPORT_THREADS) as session:
         golden = record_golden(session)
     (staging / GOLDEN_FILE).write_bytes(golden)
     write_manifest(manifest, staging)

@@ -18,14 +18,15 @@ _CAMERA = re.compile("|".join(rf"{camera}(?![A-Z_]*[A-Z])" for camera in CAMERAS
 
 
 class BundleAnswerer:
-    """Greedy texts of a bundle. backend: as load_bundle takes it. max_new_tokens: a longer answer is cut there."""
+    """Greedy texts of a bundle. backend, threads: as load_bundle takes them. max_new_tokens: a longer answer is cut there."""
 
-    def __init__(self, bundle: Path, *, max_new_tokens: int, backend: str = "auto") -> None:
+    def __init__(self, bundle: Path, *, max_new_tokens: int, backend: str = "auto", threads: int | None = None) -> None:
         self.name = str(bundle)
         self.digest = read_bundle(bundle).digest
         self._bundle = bundle
         self._backend = backend
         self._max_new_tokens = max_new_tokens
+        self._threads = threads
 
     def answers(
         self,
@@ -39,7 +40,7 @@ class BundleAnswerer:
         by_frame = sorted(range(len(samples)), key=lambda i: samples[i].images)
         shown: tuple[Path, ...] = ()
         frame: dict[str, RGBImage] = {}
-        with load_bundle(self._bundle, backend=self._backend, expect_digest=self.digest) as session:
+        with load_bundle(self._bundle, backend=self._backend, threads=self._threads, expect_digest=self.digest) as session:
             for num_done, i in enumerate(by_frame, start=1):
                 sample = samples[i]
                 if sample.images != shown:

@@ -234,16 +234,22 @@ def _prediction(one: _Scored) -> Prediction:
 
 
 def open_answerer(
-    path: Path, *, device: str = "cpu", batch_size: int = BATCH_SIZE, max_new_tokens: int = MAX_NEW_TOKENS
+    path: Path,
+    *,
+    device: str = "cpu",
+    batch_size: int = BATCH_SIZE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    threads: int | None = None,
 ) -> Answerer:
     """manifest.json makes a bundle, config.json a checkpoint. device, batch_size: of a checkpoint.
+    threads: of one operator of a bundle's engines, None = all cores; a checkpoint takes torch's own.
 
     Raises UsageError for anything else, BundleError or CheckpointError when the files do not hold what they promise.
     """
     if (path / "manifest.json").is_file():
         from drivekd.evaluate.bundle_answerer import BundleAnswerer
 
-        return BundleAnswerer(path, max_new_tokens=max_new_tokens)
+        return BundleAnswerer(path, max_new_tokens=max_new_tokens, threads=threads)
     if (path / "config.json").is_file():
         from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
 

@@ -74,7 +74,7 @@ def _rounding_error(activation: ActivationRange, weight: Floats, factors: Floats
     columns = np.maximum(weight.max(axis=0), -weight.min(axis=0)).astype(np.float64)
     activation_step = float(largest.max()) / ACTIVATION_LIMIT
     weight_steps = columns / WEIGHT_LIMIT
-    return activation_step**2 * float(np.vdot(weight, weight)) + float((weight_steps**2).sum() * power.sum())
+    return activation_step**2 * float(np.square(weight).sum()) + float((weight_steps**2).sum() * power.sum())
 
 
 def use_int8(nodes: list[ir.Node], activation: ActivationRange, smallest: float) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from drivekd.errors import ExportError
 from drivekd.export.lowering.nodes import NewNodes
+from drivekd.export.source.repeatable import EXPORT_THREADS
 from drivekd.runtime.bundle.manifest import GraphSpec
 
 from .matmuls import weight_array, weight_matmuls
@@ -81,6 +82,7 @@ def _range_session(spec: GraphSpec, folder: Path) -> Iterator[tuple[onnxruntime.
     path = folder / f"{spec.file}.ranges"  # beside the graph: its weights are read from there
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = EXPORT_THREADS
     try:
         ir.save(model, path)
         yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), [n.name or "" for n in nodes]

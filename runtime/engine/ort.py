@@ -7,6 +7,7 @@ comes to the host.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import TracebackType
@@ -162,6 +163,10 @@ class OrtRunner:
     def _open(self, bundle: Bundle, provider: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._threads or 0
+        if self._threads is not None and self._threads > (
+            os.cpu_count() or 1
+        ):  # threads that take turns must not wait by spinning
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; its warnings are about its own graph optimiser
         # a plan for every shape that comes, in memory beside that of calls without one: 170 MB for a tile of InternViT-300M, and
         # no call is faster by it

@@ -19,17 +19,20 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+from lively_model import lively_checkpoint
 
 import drivekd.export.bundle as writer
 from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportError, RunnerError, UsageError
 from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
 from drivekd.images import RGBImage
+from drivekd.models.tiny import TinySize
 from drivekd.runtime import bench_bundle, check_bundle, load_bundle, read_bundle
 from drivekd.runtime.engine.ort import OrtRunner
 
 pytestmark = pytest.mark.numerics
 
 GRAPHS = ("vision.onnx", "decoder.concat.onnx", "decoder.gqa.onnx")
+WIDE = TinySize(vision_layers=1, vision_width=256, language_layers=1, language_width=64, image_size_px=56)
 
 
 @pytest.fixture
@@ -55,18 +58,37 @@ def test_a_bundle_checks_and_states_its_parity(exported: tuple[Path, ParityTable
     assert check_bundle(bundle, replay=False).replay is None
 
 
-def test_the_same_checkpoint_gives_the_same_digest_from_any_folder(bundle: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """Another process, another folder, another hash seed."""
-    elsewhere = shutil.copytree(checkpoint, tmp_path / "some" / "where" / "else")
-    code = "import sys, pathlib; from drivekd.export import bundle_from_checkpoint as b; b(*map(pathlib.Path, sys.argv[1:]))"
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    made = subprocess.run(
-        [sys.executable, "-c", code, "some/where/else", "out"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+EXPORT_ELSEWHERE = """
+import os, pathlib, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from drivekd.export import bundle_from_checkpoint
+bundle_from_checkpoint(*map(pathlib.Path, sys.argv[1:]))
+"""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def test_the_same_checkpoint_gives_the_same_digest_anywhere(tmp_path: Path) -> None:
+    """Another process, folder, hash seed, number of cores and threads; and nothing hangs on what this process did before.
+
+    The model is wide enough for torch's products to differ between one thread and two.
+    """
+    checkpoint = lively_checkpoint(tmp_path / "some" / "where" / "else", size=WIDE)
+    environment = {**os.environ, **ONE_THREAD, "PYTHONHASHSEED": "7"}
+    command = [sys.executable, "-c", EXPORT_ELSEWHERE, "some/where/else", "out"]
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert (made.stdout, made.stderr) == ("", ""), "the exporter talks"
-    assert elsewhere.exists()
-    first, second = (read_bundle(path) for path in (bundle, tmp_path / "out"))
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        bundle_from_checkpoint(checkpoint, tmp_path / "here")
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, "medium"), "settings are given back"
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+    first, second = (read_bundle(tmp_path / name) for name in ("here", "out"))
     assert [name for name in first.files if first.files[name] != second.files[name]] == []
     assert first.digest == second.digest
 
