@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 from tiny_run import FAMILIES, TinyRun, make_tokenizer, write_tiny_run
 
@@ -13,6 +16,32 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 pytest_plugins = ["export_fixtures", "command_fixtures"]
+
+# The same examples every time, and no verdict by the clock: a loaded machine is no failure. --hypothesis-profile=default searches.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """What a test (or a fixture made for it) sets in torch for the whole process, no later test sees."""
+    before = _torch_settings()
+    try:
+        return (yield)
+    finally:
+        if (torch := sys.modules.get("torch")) is not None:
+            threads, precision, dtype = before or (os.cpu_count() or 1, "highest", torch.float32)
+            torch.set_num_threads(threads)
+            torch.set_float32_matmul_precision(precision)
+            torch.set_default_dtype(dtype)
+
+
+def _torch_settings() -> tuple[int, str, Any] | None:
+    if (torch := sys.modules.get("torch")) is None:  # heavy, and most files want none
+        return None
+    return torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()
 
 
 @pytest.fixture(scope="session", autouse=True)

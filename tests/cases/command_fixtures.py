@@ -64,15 +64,12 @@ def small_export(tmp_path_factory: pytest.TempPathFactory, run_benchmark: RunBen
 @pytest.fixture(scope="session")
 def uninterrupted(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training run of train_cases.py; tests copy it before they break it."""
-    import torch  # heavy, and most files here want none
-    from train_cases import configured
+    from train_cases import configured  # torch, and most files here want none
 
     from drivekd.distill.training.train import train
 
     out = tmp_path_factory.mktemp("runs") / "run"
-    threads = torch.get_num_threads()
     train(configured(tiny_run, out), out)
-    torch.set_num_threads(threads)  # the run takes one for good
     return out
 
 

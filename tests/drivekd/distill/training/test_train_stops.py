@@ -26,10 +26,34 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("one_thread")]
 # --- kill -9 and Ctrl-C ---------------------------------------------------------------------------------------------
 
 
+HELD = """
+import time
+from pathlib import Path
+from drivekd.cli import main
+from drivekd.distill.training.objectives import Objectives
+
+honest = Objectives.losses
+
+def held(self, batch, size):
+    while size.step == LAST and not Path(GO).exists():
+        time.sleep(0.01)
+    return honest(self, batch, size)
+
+Objectives.losses = held
+main()
+"""
+
+
 def start_process(tiny_run: TinyRun, out: Path) -> subprocess.Popen[str]:
+    """A run that waits before its last step until go(out): however late this process is, it finds the run unfinished."""
     settings = [argument for override in overrides(out) for argument in ("--set", override)]
-    command = [sys.executable, "-m", "drivekd.cli", "train", str(tiny_run.yaml), *settings, "--out", str(out)]
+    code = HELD.replace("LAST", str(STEPS)).replace("GO", repr(str(out.with_suffix(".go"))))
+    command = [sys.executable, "-c", code, "train", str(tiny_run.yaml), *settings, "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def go(out: Path) -> None:
+    out.with_suffix(".go").touch()
 
 
 def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
@@ -68,6 +92,7 @@ def test_ctrl_c_saves_says_so_and_resumes_bit_equal(tiny_run: TinyRun, uninterru
     try:
         wait_for_step(process, out, 3)
         process.send_signal(signal.SIGINT)
+        go(out)
         stdout, stderr = process.communicate(timeout=240)
     finally:
         process.kill()
