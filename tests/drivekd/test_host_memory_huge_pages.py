@@ -44,7 +44,7 @@ def kernel_gives_huge_pages() -> bool:
     """Whether it gives them now, asked by another way: with memory in small pieces it gives none, and nobody can do anything."""
     if not SETTING.exists() or "[never]" in SETTING.read_text():
         return False
-    memory = mmap.mmap(-1, NUM_BYTES)  # unmapped with the array
+    memory = mmap.mmap(-1, NUM_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # unmapped with the array
     memory.madvise(mmap.MADV_HUGEPAGE)
     memory.write(bytes(NUM_BYTES))
     return huge_kb(np.frombuffer(memory, np.uint8)) >= NUM_BYTES / 1024 / 2
