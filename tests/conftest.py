@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["export_fixtures", "command_fixtures"]
 
-# The same examples every time, and no verdict by the clock: a loaded machine is no failure (--hypothesis-profile=default searches)
+# The same examples every time, and no verdict by the clock: a loaded machine is no failure (--hypothesis-profile=default: search)
 hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
