@@ -112,7 +112,7 @@ def reads_ahead(num_tokens: int, num_rows: int) -> bool:
 
     A call costs the reading of the weights, and some for each token in it: 60 + 10 n ms of a CPU for n tokens (InternVL3-1B in
     int4). Alone, a row reads n tokens in one call instead of n. In a batch they take one call more, and save n - 1 steps, which
-    all rows would have shared. benchmarks/triad_forced.py counts calls and seconds.
+    all rows would have shared. benchmarks/runtime/triad_forced.py counts calls and seconds.
     """
     return num_tokens > (1 if num_rows == 1 else num_rows + 1)
 

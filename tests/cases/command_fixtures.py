@@ -16,8 +16,6 @@ import pytest
 from places import ROOT
 from tiny_run import TinyRun
 
-BENCHMARKS = ROOT / "benchmarks"
-
 RunBenchmark: TypeAlias = Callable[..., "Printed"]
 
 
@@ -32,14 +30,14 @@ class Printed:
 
 @pytest.fixture(scope="session")
 def run_benchmark() -> RunBenchmark:
-    """run_benchmark("export.py", "--work", folder, ...) runs a script to its good end."""
+    """run_benchmark("-m", "benchmarks.export.export", "--work", folder, ...) runs a script to its good end, as documented."""
     return _run
 
 
-def _run(script: str, *flags: object) -> Printed:
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, flags)]
+def _run(*words: object) -> Printed:
+    command = [sys.executable, *map(str, words)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     rows = [row for line in done.stdout.splitlines() if line.startswith("{") and "machine" in (row := json.loads(line))]
     return Printed(rows, done.stdout, done.stderr)
@@ -57,7 +55,8 @@ class SmallExport:
 @pytest.fixture(scope="session")
 def small_export(tmp_path_factory: pytest.TempPathFactory, run_benchmark: RunBenchmark) -> SmallExport:
     folder = tmp_path_factory.mktemp("small-export")
-    (row,) = run_benchmark("export.py", "--work", folder, "--size", "small", "--precision", "int4", "--threads", 1).rows
+    flags = ("--work", folder, "--size", "small", "--precision", "int4", "--threads", 1)
+    (row,) = run_benchmark("-m", "benchmarks.export.export", *flags).rows
     return SmallExport(folder, folder / "bundle-small-int4", row)
 
 

@@ -5,9 +5,7 @@ The trainer is asked through its public face alone: its configuration, `step()`'
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from places import ROOT
 from tiny_run import TinyRun, start_trainer, stepped
 from torch import Tensor
 
+from benchmarks.distill import agreement, measures, models, records, released, variants
 from drivekd.data.readers import read_samples
 from drivekd.distill.projection import agp_coefficients
 from drivekd.distill.training.trainer import Trainer
@@ -26,14 +24,6 @@ from drivekd.errors import ConfigError
 from drivekd.hf_checkpoint import load_processor
 from drivekd.models.internvl import load_model
 from drivekd.sample import CAPABILITIES
-
-sys.path.append(str(ROOT / "benchmarks"))  # scripts, not a package
-released: Any = importlib.import_module("released")
-models: Any = importlib.import_module("distill_models")
-records: Any = importlib.import_module("distill_records")
-measures: Any = importlib.import_module("distill_measures")
-variants: Any = importlib.import_module("distill_variants")
-agreements: Any = importlib.import_module("distill_agreement")
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
 
@@ -206,7 +196,7 @@ def test_measures_do_not_change_gradients(folder: Any) -> None:
 
 @pytest.mark.parametrize("mixing", ["released", "routed"])
 def test_our_gradients_are_the_baselines(folder: Any, mixing: str) -> None:
-    errors = agreements.agreement(folder, mixing)
+    errors = agreement.agreement(folder, mixing)
     assert list(errors) == ["ce", *CAPABILITIES]
     assert max(errors.values()) <= 1e-5, errors  # fp32, before any approximation: issue 3's bound
 

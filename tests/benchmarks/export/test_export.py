@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from places import ROOT
 from safetensors import safe_open
 
 if TYPE_CHECKING:
     from command_fixtures import RunBenchmark, SmallExport
 
 pytestmark = pytest.mark.e2e
-
-BENCHMARKS = ROOT / "benchmarks"
-sys.path.append(str(BENCHMARKS))  # scripts, not a package
 
 TOKENS = 6
 
@@ -38,8 +32,8 @@ def test_export_tells_seconds_memory_sizes_and_parity(small_export: SmallExport)
 
 def test_decode_times_a_bundle_in_a_process_of_its_own(small_export: SmallExport, run_benchmark: RunBenchmark) -> None:
     printed = run_benchmark(
-        *("decode.py", "--work", small_export.folder, "--bundle", small_export.bundle, "--prompts", "12,20", "--tokens", TOKENS),
-        *("--turn", 4, "--repeats", 2, "--threads", 1),
+        *("-m", "benchmarks.runtime.decode", "--work", small_export.folder, "--bundle", small_export.bundle),
+        *("--prompts", "12,20", "--tokens", TOKENS, "--turn", 4, "--repeats", 2, "--threads", 1),
     )
     assert [row["prompt"] for row in printed.rows] == [12, 20]
     for row in printed.rows:
@@ -51,8 +45,7 @@ def test_decode_times_a_bundle_in_a_process_of_its_own(small_export: SmallExport
 
 def test_bound_decoder_agrees_with_the_session(small_export: SmallExport) -> None:
     """What is timed is what the product computes: same tokens, same logits behind the prompt."""
-    from decode_worker import BoundBundle
-
+    from benchmarks.runtime.decode_worker import BoundBundle
     from drivekd.runtime.bundle.reader import read_bundle
     from drivekd.runtime.session.session import Session
 
@@ -70,7 +63,7 @@ def test_bound_decoder_agrees_with_the_session(small_export: SmallExport) -> Non
 
 
 def test_a_sequence_starts_from_nothing(small_export: SmallExport) -> None:
-    from decode_worker import BoundBundle
+    from benchmarks.runtime.decode_worker import BoundBundle
 
     bound = BoundBundle(small_export.bundle, threads=1)
     prompt = list(range(300, 320))
@@ -80,8 +73,9 @@ def test_a_sequence_starts_from_nothing(small_export: SmallExport) -> None:
 
 
 def test_language_model_of_the_peer_has_the_same_weights(small_export: SmallExport, tmp_path: Path) -> None:
-    from decode_peer import save_language_model
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from benchmarks.runtime.decode_peer import save_language_model
 
     folder = save_language_model(small_export.folder / "small", tmp_path)
     with safe_open(folder / "model.safetensors", "pt") as weights:
@@ -98,8 +92,7 @@ def test_language_model_of_the_peer_has_the_same_weights(small_export: SmallExpo
 
 @pytest.mark.parametrize("entries", [700, 66_500])
 def test_tokenizer_has_the_asked_size_and_reads_its_own_text(entries: int) -> None:
-    from export_models import TEXTS, make_tokenizer
-
+    from benchmarks.export.models import TEXTS, make_tokenizer
     from drivekd.models.tiny import SPECIAL_TOKENS
 
     tokenizer = make_tokenizer(entries, SPECIAL_TOKENS)
@@ -118,7 +111,7 @@ def test_weights_of_the_models_are_lively(small_export: SmallExport) -> None:
 
 def test_ratio_is_of_turns_that_followed_each_other() -> None:
     """A machine that slows down for both alike does not move it."""
-    from decode import _against
+    from benchmarks.runtime.decode import _against
 
     def run(milliseconds: list[float]) -> dict[str, Any]:
         return {"steps": [one / 1e3 for one in milliseconds], "cpu_s": sum(milliseconds) / 1e3, "prompt_s": 1.0, "tokens": [1]}
@@ -129,9 +122,10 @@ def test_ratio_is_of_turns_that_followed_each_other() -> None:
 
 
 def test_a_stage_that_is_called_twice_counts_twice() -> None:
+    from benchmarks.export.export import _timed
+
     stages = {"rest": {"seconds": 0.0, "peak_mb": 0.0}}
-    script = runpy.run_path(str(BENCHMARKS / "export.py"))  # "import export" would find the folder of that name
-    nap = script["_timed"]("nap", time.sleep, stages)
+    nap = _timed("nap", time.sleep, stages)
     nap(0.02)
     nap(0.02)
     assert stages["nap"]["seconds"] >= 0.04

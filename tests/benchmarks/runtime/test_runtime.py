@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import sys
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 
-BENCHMARKS = ROOT / "benchmarks"
-sys.path.append(str(BENCHMARKS))  # scripts, not a package
-
 IMAGES = 3
 TOKENS = 6
 
@@ -31,8 +27,9 @@ TOKENS = 6
 def triad(small_export: SmallExport, run_benchmark: RunBenchmark) -> Printed:
     work = small_export.folder
     return run_benchmark(
-        *("triad.py", "--work", work, "--bundle", small_export.bundle, "--images", IMAGES, "--tokens", TOKENS, "--frames", 2),
-        *("--answers", 2, "--turn", 24, "--threads", 1, "--peer-python", work / "no-such-python", "--out", work / "triad.jsonl"),
+        *("-m", "benchmarks.runtime.triad", "--work", work, "--bundle", small_export.bundle, "--images", IMAGES),
+        *("--tokens", TOKENS, "--frames", 2, "--answers", 2, "--turn", 24, "--threads", 1),
+        *("--peer-python", work / "no-such-python", "--out", work / "triad.jsonl"),
     )
 
 
@@ -90,9 +87,9 @@ def test_prompt_of_the_peer_is_the_frame_as_text(small_export: SmallExport, monk
     """What the peer reads as ids and what the session reads as images give the same logits: the comparison is of one model."""
     monkeypatch.setattr(ort.BoundGraph, "run", ort.BoundGraph.run)  # the session's clock wraps both: back at the end
     monkeypatch.setattr(ort.OrtRunner, "infer", ort.OrtRunner.infer)
-    from triad_bound import BoundFrames
-    from triad_frame import Frame
-    from triad_session import SessionFrames
+    from benchmarks.runtime.triad_bound import BoundFrames
+    from benchmarks.runtime.triad_frame import Frame
+    from benchmarks.runtime.triad_session import SessionFrames
 
     session, bound = SessionFrames(small_export.bundle, 1), BoundFrames(small_export.bundle, 1)
     described = session.describe(IMAGES)
@@ -109,7 +106,8 @@ def test_prompt_of_the_peer_is_the_frame_as_text(small_export: SmallExport, monk
 
 
 def test_prefix_counts_what_changed(small_export: SmallExport, run_benchmark: RunBenchmark) -> None:
-    found = run_benchmark("prefix.py", "--bundle", small_export.bundle, "--images", IMAGES, "--frames", 2, "--threads", 1).rows
+    flags = ("--bundle", small_export.bundle, "--images", IMAGES, "--frames", 2, "--threads", 1)
+    found = run_benchmark("-m", "benchmarks.runtime.prefix", *flags).rows
     rows = {row["changed"]: row for row in found}
     assert list(rows) == ["0", "1", "2", "3", "first alone"]
     for changed in range(IMAGES + 1):
@@ -123,14 +121,13 @@ def test_prefix_counts_what_changed(small_export: SmallExport, run_benchmark: Ru
 
 
 def test_prefix_without_vision_encodes_as_many(small_export: SmallExport, run_benchmark: RunBenchmark) -> None:
-    found = run_benchmark(
-        "prefix.py", "--bundle", small_export.bundle, "--images", 2, "--frames", 1, "--threads", 1, "--encoded"
-    ).rows
+    flags = ("--bundle", small_export.bundle, "--images", 2, "--frames", 1, "--threads", 1, "--encoded")
+    found = run_benchmark("-m", "benchmarks.runtime.prefix", *flags).rows
     assert [row["images_encoded"] for row in found] == [0, 1, 2, 1]
 
 
 def test_a_line_through_proportional_times_is_found() -> None:
-    from prefix import proportionality
+    from benchmarks.runtime.prefix import proportionality
 
     tokens = [0, 256, 512, 1536]
     assert proportionality(tokens, [3 + 0.5 * one for one in tokens]) == pytest.approx(
@@ -141,16 +138,16 @@ def test_a_line_through_proportional_times_is_found() -> None:
 
 def test_ratio_is_of_turns_that_followed_each_other() -> None:
     """A machine that slows down for both alike does not move it."""
-    from engine_process import turn_ratios
+    from benchmarks.runtime.engine_process import turn_ratios
 
     slow_spell = [1.0, 9.0, 9.0, 1.0]
     assert turn_ratios([2 * one for one in slow_spell], slow_spell) == {"ratio": 2, "ratio_min": 2, "ratio_max": 2}
 
 
 def test_a_peer_that_dies_is_left_out_and_the_rest_goes_on() -> None:
-    from engine_process import EngineEndedError
-    from triad import _take_turns
-    from triad_contestants import Contestant
+    from benchmarks.runtime.engine_process import EngineEndedError
+    from benchmarks.runtime.triad import _take_turns
+    from benchmarks.runtime.triad_contestants import Contestant
 
     ours, peer = SimpleNamespace(label="session", running=True), SimpleNamespace(label="genai", running=True)
     contestants = [Contestant("drivekd", "free", ours), Contestant("kept", "kept", peer), Contestant("batch", "batch", peer)]
@@ -168,7 +165,7 @@ def test_a_peer_that_dies_is_left_out_and_the_rest_goes_on() -> None:
 
 
 def test_around_is_what_was_not_within_the_engine_call() -> None:
-    from triad_report import decode_summary
+    from benchmarks.runtime.triad_report import decode_summary
 
     turn = {"decode_s": 1.0, "steps": 10, "decoded": 10, "engine_s": 0.9, "around_cpu_s": 0.05, "cpu_s": 1.0}
     bound = {**turn, "decode_s": 0.8}
@@ -182,13 +179,13 @@ def test_around_is_what_was_not_within_the_engine_call() -> None:
 
 def test_everything_of_the_runtime_runs_once(small_export: SmallExport, run_benchmark: RunBenchmark) -> None:
     """What docs/runtime.md has the car's Python run; here in this one."""
-    printed = run_benchmark("triad_smoke.py", small_export.bundle)
+    printed = run_benchmark("benchmarks/runtime/smoke.py", small_export.bundle)
     assert "FAIL" not in printed.stdout
     assert "ok   a session in a child process says the same" in printed.stdout
 
 
 def test_documented_snippet(small_export: SmallExport, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", (BENCHMARKS.parent / "docs" / "runtime.md").read_text(), re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "runtime.md").read_text(), re.DOTALL)
     monkeypatch.chdir(small_export.folder)
     (small_export.folder / "bundle").symlink_to(small_export.bundle)
     names: dict[str, Any] = {"image": np.full((90, 160, 3), 120, np.uint8)}

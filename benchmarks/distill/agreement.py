@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from distill_models import BenchmarkFolder
-from distill_variants import MIXINGS, MixingName, released_inputs, run_config, trainer
-from released import load_student, load_teacher, released_gradients
 from torch import Tensor
+
+from benchmarks.distill.models import BenchmarkFolder
+from benchmarks.distill.released import load_student, load_teacher, released_gradients
+from benchmarks.distill.variants import MIXINGS, MixingName, released_inputs, run_config, trainer
 
 TOLERANCE = 1e-5  # relative, fp32: the issue's own bound
 WEIGHT = 1e6  # a signal's gradient is 1e-4 to 1e-2 of CE's: this makes it 1e2 and more

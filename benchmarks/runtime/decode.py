@@ -1,8 +1,8 @@
 """Decode speed of an exported bundle against onnxruntime-genai's own int4 build of the same language model, on a CPU.
 
-    python benchmarks/export.py --work DIR --size internvl3-1b --precision int4      # makes checkpoint and bundle
-    python benchmarks/decode.py --work DIR --bundle DIR/bundle-internvl3-1b-int4 --checkpoint DIR/internvl3-1b \
-        --peer-python PEER_VENV/bin/python                                           # decode_peer.py says how to make it
+    python -m benchmarks.export.export --work DIR --size internvl3-1b --precision int4      # makes checkpoint and bundle
+    python -m benchmarks.runtime.decode --work DIR --bundle DIR/bundle-internvl3-1b-int4 --checkpoint DIR/internvl3-1b \
+        --peer-python PEER_VENV/bin/python                                                # decode_peer.py says how to make it
 
 Every engine is a process of its own: a bundle's is its decoder.gqa with all memory bound by hand (numpy and onnxruntime alone),
 the peer's is onnxruntime-genai's loop. All are loaded, then they take turns of greedy steps on the same prompt, so that a slow
@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine_process import HUGE_PAGES, EngineProcess
-from machine import about
 
+from benchmarks.machine import about
+from benchmarks.runtime.engine_process import HUGE_PAGES, EngineProcess
 from drivekd.tables import print_table
 
 HEADER = ["prompt", "engine", "tok/s", "ms a token p50", "p10", "p95", "CPU ms", "ratio", "min - max", "of p10", "of CPU"]
 HEADER += ["prompt s", "RSS, MB", "peak, MB", "cosine"]
 WARM_UP = 8  # tokens
-WORKER = Path(__file__).with_name("decode_worker.py")
+WORKER = "benchmarks.runtime.decode_worker"
 
 
 def main() -> int:
@@ -45,7 +45,7 @@ def main() -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     engines = [(path.name, "bound", path, sys.executable) for path in arguments.bundle]
     if arguments.peer_python is not None:
-        from decode_peer import make_peer
+        from benchmarks.runtime.decode_peer import make_peer
 
         peer = make_peer(arguments.checkpoint, arguments.work / "peer", arguments.peer_python)
         engines.append(("genai", "genai", peer, str(arguments.peer_python)))
@@ -104,7 +104,7 @@ def _processes(prompt: Sequence[int], engines: Sequence[Start], arguments: argpa
 
 def _process(start: Start, arguments: argparse.Namespace) -> EngineProcess:
     label, engine, folder, python = start
-    command = [python, WORKER, engine, folder, "--threads", str(arguments.threads)]
+    command = [python, "-m", WORKER, engine, folder, "--threads", str(arguments.threads)]
     return EngineProcess(label, command, arguments.threads, huge_pages=arguments.huge_pages)
 
 

@@ -1,8 +1,8 @@
 """Seconds and memory of one optimizer step: the paper's released algorithm against `drivekd train`, on a CPU.
 
-    python benchmarks/distill_step.py --work DIR --size small                             # minutes; every variant once
-    python benchmarks/distill_step.py --work DIR --size real --repeats 3 --out table.jsonl
-    python benchmarks/distill_step.py --work DIR --size small --agreement                 # gradients instead of speed
+    python -m benchmarks.distill.step --work DIR --size small                             # minutes; every variant once
+    python -m benchmarks.distill.step --work DIR --size real --repeats 3 --out table.jsonl
+    python -m benchmarks.distill.step --work DIR --size small --agreement                 # gradients instead of speed
 
 Every run of a variant is a process of its own, on the same models, records, seeds and trainable parameters; repeats are
 interleaved, so that a slow minute of the machine hits all variants alike. A run does one warm-up step, which also fills caches,
@@ -30,13 +30,13 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from distill_agreement import TOLERANCE, agreement
-from distill_models import SIZES, BenchmarkFolder, Recipe
-from distill_records import make_benchmark
-from distill_variants import MIXINGS, VARIANTS, Step, make_step
-from machine import environment, processor
 from torch import nn
 
+from benchmarks.distill.agreement import TOLERANCE, agreement
+from benchmarks.distill.models import SIZES, BenchmarkFolder, Recipe
+from benchmarks.distill.records import make_benchmark
+from benchmarks.distill.variants import MIXINGS, VARIANTS, Step, make_step
+from benchmarks.machine import environment, processor
 from drivekd.errors import ConfigError
 from drivekd.files import versions
 
@@ -132,7 +132,7 @@ def _interleaved(arguments: argparse.Namespace) -> dict[str, list[Run]]:
 def _run_process(name: str, arguments: argparse.Namespace) -> Run | None:
     kept = ("work", "threads", "steps")
     flags = [part for key in kept for part in (f"--{key}", str(getattr(arguments, key)))]
-    command = [sys.executable, __file__, *flags, "--child", name]
+    command = [sys.executable, "-m", "benchmarks.distill.step", *flags, "--child", name]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment(arguments.threads))
     if done.returncode == UNAVAILABLE:
         return None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import environment
+from benchmarks.machine import environment
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # glibc 2.35: malloc asks for transparent huge pages; read when a process starts
 

@@ -1,8 +1,8 @@
 """Three answers a frame: a session on a bundle against onnxruntime-genai on the same language model, on a CPU.
 
-    python benchmarks/export.py --work DIR --size internvl3-1b --precision int4      # makes checkpoint and bundle
-    python benchmarks/triad.py --work DIR --bundle DIR/bundle-internvl3-1b-int4 --checkpoint DIR/internvl3-1b \
-        --peer-python PEER_VENV/bin/python                                           # decode_peer.py says how to make it
+    python -m benchmarks.export.export --work DIR --size internvl3-1b --precision int4      # makes checkpoint and bundle
+    python -m benchmarks.runtime.triad --work DIR --bundle DIR/bundle-internvl3-1b-int4 --checkpoint DIR/internvl3-1b \
+        --peer-python PEER_VENV/bin/python                                                # decode_peer.py says how to make it
 
 Three tables, each from engines in processes of their own that take turns:
 
@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine_process import EngineEndedError, EngineProcess
-from triad_contestants import PEER_MODES, WARM_UP, Contestant, Prompts, Start, open_contestants, start
-from triad_report import report
+
+from benchmarks.runtime.engine_process import EngineEndedError, EngineProcess
+from benchmarks.runtime.triad_contestants import PEER_MODES, WARM_UP, Contestant, Prompts, Start, open_contestants, start
+from benchmarks.runtime.triad_report import report
 
 TABLES = ("frame", "decode", "forced")
 OURS = ("session", "bound")  # engines without which there is nothing to compare

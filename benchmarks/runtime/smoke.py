@@ -1,6 +1,6 @@
 """Everything of the runtime once, on any bundle and in any environment: for the car's own Python, where there is no pytest.
 
-    python benchmarks/triad_smoke.py BUNDLE
+    python benchmarks/runtime/smoke.py BUNDLE    # by its path: the installed drivekd is asked, not the folder of that name
 
 Both dialects give the same answers, structured ones fit their schemas, a deadline of nothing is closed, a session in a child
 process says what the one in this process says, and no torch, transformers or onnx was imported. Prints versions and one line a

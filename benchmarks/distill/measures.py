@@ -20,8 +20,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 import torch.nn.functional as F
-from distill_models import BenchmarkFolder
-from released import (
+from torch import Tensor
+from transformers import InternVLForConditionalGeneration
+
+from benchmarks.distill.models import BenchmarkFolder
+from benchmarks.distill.released import (
     IGNORED,
     Gradient,
     Inputs,
@@ -35,9 +38,6 @@ from released import (
     released_optimizer,
     trainable,
 )
-from torch import Tensor
-from transformers import InternVLForConditionalGeneration
-
 from drivekd.distill.projection import agp_coefficients
 from drivekd.models.probe import CAPTURE_ATTENTION, MapRequest, capture
 

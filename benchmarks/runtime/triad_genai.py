@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_worker import open_genai
 from numpy.typing import NDArray
-from triad_frame import Found, Frame
+
+from benchmarks.runtime.decode_worker import open_genai
+from benchmarks.runtime.triad_frame import Found, Frame
 
 SLACK = 8  # a sequence that reaches its largest length takes no more steps
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from triad_frame import Found, Frame
+
+from benchmarks.runtime.triad_frame import Found, Frame
 
 CACHE_GB = 1  # of K/V; a frame with three answers takes a tenth of it
 

@@ -1,4 +1,4 @@
-"""Records and images for `distill_step.py`: made-up ones of an exact length, and frames that are asked many questions.
+"""Records and images for `step.py`: made-up ones of an exact length, and frames that are asked many questions.
 
 records.json   num_records records of S tokens, capabilities in turn, each about a frame of its own: what steps are timed on
 frames.json    frames with many short questions: real DriveLM ones where a file is given, else made up; for packing
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from distill_models import WORDS, BenchmarkFolder, Recipe, write_models
 from PIL import Image
 
+from benchmarks.distill.models import WORDS, BenchmarkFolder, Recipe, write_models
 from drivekd.data.convert import convert_file
 from drivekd.hf_checkpoint import load_processor
 from drivekd.sample import CAMERAS, CAPABILITIES

@@ -3,7 +3,7 @@
 Both start from the same four fp32 gradients of the same parameters and end with the update in `.grad`. Each measurement is a
 process of its own (peak memory only ever grows), the two ways take turns, and the parent checks that they agree.
 
-    python benchmarks/projection.py --parameters 500000000 --repeats 3 --threads 2
+    python -m benchmarks.distill.projection --parameters 500000000 --repeats 3 --threads 2
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def resident_mb() -> float:
 
 
 def in_a_process(way: str, num_parameters: int, threads: int) -> dict[str, object]:
-    command = [sys.executable, __file__, "--way", way, "--parameters", str(num_parameters), "--threads", str(threads)]
+    command = [sys.executable, "-m", "benchmarks.distill.projection", "--way", way, "--parameters", str(num_parameters)]
+    command += ["--threads", str(threads)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     result: dict[str, object] = json.loads(done.stdout)
     return result

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engine_process import EngineEndedError, EngineProcess
 
-WORKER = Path(__file__).with_name("triad_worker.py")
+from benchmarks.runtime.engine_process import EngineEndedError, EngineProcess
+
+WORKER = "benchmarks.runtime.triad_worker"
 WARM_UP = 4  # tokens, behind one image
 PEER_MODES = {"separate": "three runs", "kept": "prefix kept", "batch": "batch of three"}
 
@@ -54,7 +55,7 @@ def open_contestants(stack: ExitStack, arguments: argparse.Namespace) -> tuple[l
 
 def start(asked: Start, arguments: argparse.Namespace) -> EngineProcess:
     """A context manager. Raises OSError when there is no such interpreter."""
-    command = [asked.python, WORKER, asked.engine, asked.folder, "--threads", str(arguments.threads)]
+    command = [asked.python, "-m", WORKER, asked.engine, asked.folder, "--threads", str(arguments.threads)]
     return EngineProcess(asked.engine, command, arguments.threads, huge_pages=arguments.huge_pages)
 
 
@@ -71,7 +72,7 @@ def _genai_model(arguments: argparse.Namespace) -> Path:
     """Built from the checkpoint unless it is there already. What cannot be built is left out when it is tried."""
     built: Path = arguments.work / "peer" / "genai"
     if not (built / "genai_config.json").exists() and arguments.checkpoint is not None:
-        from decode_peer import make_peer  # imports torch
+        from benchmarks.runtime.decode_peer import make_peer  # imports torch
 
         try:
             make_peer(arguments.checkpoint, built.parent, arguments.peer_python)

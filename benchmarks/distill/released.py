@@ -1,4 +1,4 @@
-"""The released Drive-KD step, rendered plainly: the baseline of `distill_step.py` and what tests hold the fast path to.
+"""The released Drive-KD step, rendered plainly: the baseline of `step.py` and what tests hold the fast path to.
 
 One sample a micro-batch. The student and three whole teachers run with eager attention, every layer's map of every head is kept
 (`output_attentions=True`), lm_head runs on all positions, each loss has a backward pass of its own over the retained graph, each

@@ -1,7 +1,7 @@
 """What a frame costs when only some cameras have changed: milliseconds of vision and prefill for 0 to N changed images.
 
-    python benchmarks/prefix.py --bundle DIR/bundle-internvl3-1b-int4 --frames 2              # 22 vision passes a round
-    python benchmarks/prefix.py --bundle DIR/bundle-internvl3-1b-int4 --frames 5 --encoded    # prefill alone
+    python -m benchmarks.runtime.prefix --bundle DIR/bundle-internvl3-1b-int4 --frames 2              # 22 vision passes a round
+    python -m benchmarks.runtime.prefix --bundle DIR/bundle-internvl3-1b-int4 --frames 5 --encoded    # prefill alone
 
 Cameras keep their order, the slow ones first: "k changed" are the last k, so that everything before them is kept. "first alone"
 is the worst order: one image to encode, all to read. Each frame follows another one that was read. --encoded leaves vision out:
@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import about
-from triad_session import SessionFrames
 
+from benchmarks.machine import about
+from benchmarks.runtime.triad_session import SessionFrames
 from drivekd.tables import print_table
 
 HEADER = ["changed", "images encoded", "tokens read", "vision ms p50", "prefill ms p50", "min", "ms a token", "to first token ms"]

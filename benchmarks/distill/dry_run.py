@@ -1,9 +1,9 @@
 """`drivekd train --dry-run` against the run that it plans: predicted seconds and bytes, measured ones, and their ratio.
 
-    python benchmarks/dry_run.py --work DIR                           # a tiny pair, several settings, about five minutes
-    python benchmarks/dry_run.py --work DIR --repeats 3 --out table.jsonl
+    python -m benchmarks.distill.dry_run --work DIR                           # a tiny pair, several settings, about five minutes
+    python -m benchmarks.distill.dry_run --work DIR --repeats 3 --out table.jsonl
 
-Models and records are `distill_step.py`'s (random weights). Dry run and run share one process, the dry run first, as a person
+Models and records are `step.py`'s (random weights). Dry run and run share one process, the dry run first, as a person
 would do it; a model is loaded and a step done before both, so that neither pays for imports. Seconds are of the whole `train`
 call, from reading records to final/. Bytes are of the cache and of the run directory, which is predicted at its fullest.
 
@@ -26,9 +26,9 @@ from unittest.mock import patch
 
 import torch
 import yaml
-from distill_models import SIZES, Recipe
-from distill_records import make_benchmark
 
+from benchmarks.distill.models import SIZES, Recipe
+from benchmarks.distill.records import make_benchmark
 from drivekd.config import RunConfig, load_config
 from drivekd.distill.dry_run.plan import Plan, dry_run
 from drivekd.distill.training.train import read_training_samples, train

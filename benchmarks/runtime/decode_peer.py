@@ -1,6 +1,6 @@
 """onnxruntime-genai's own int4 build of a checkpoint's language model: the peer of `decode.py`.
 
-    python benchmarks/decode_peer.py --checkpoint DIR/internvl3-1b --out DIR/peer --python PEER_VENV/bin/python
+    python -m benchmarks.runtime.decode_peer --checkpoint DIR/internvl3-1b --out DIR/peer --python PEER_VENV/bin/python
 
 The peer lives in an environment of its own; make it once:
 

@@ -1,6 +1,6 @@
 """One training step of InternVL3-1B's real shapes with random weights: memory and seconds, signals from the cache.
 
-    python benchmarks/real_shape_step.py --work DIR
+    python -m benchmarks.distill.real_shape_step --work DIR
 
 The student has InternVL3-1B's sizes (24 x 896, 151,674 words, 24 x 1024 vision tower, 448 px tiles: 938 million parameters) and
 is written to disk, loaded and trained: the language model in full, fp32 masters, AdamW, three capabilities on one frame of six
@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from export_models import INTERNVL3_1B_TEXT, INTERNVL3_1B_TOWER, INTERNVL3_1B_VOCABULARY, internvl_config
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers import InternVLForConditionalGeneration
 
+from benchmarks.export.models import INTERNVL3_1B_TEXT, INTERNVL3_1B_TOWER, INTERNVL3_1B_VOCABULARY, internvl_config
 from drivekd.config import load_config
 from drivekd.distill.training.train import read_training_samples
 from drivekd.distill.training.trainer import Trainer

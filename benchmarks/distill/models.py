@@ -1,4 +1,4 @@
-"""Models for `distill_step.py`: random weights at the size of the claim, and at a size for seconds.
+"""Models for `step.py`: random weights at the size of the claim, and at a size for seconds.
 
     real    student 24 layers x 448, three teachers 28 x 896, vision towers 24 x 512, six 448 px images, S = 1,834
     small   student 3 x 64, teachers 4 x 96, vision towers 2 x 32, two 112 px images, S = 96

@@ -1,6 +1,6 @@
 """Accuracy of one checkpoint's bundles in every precision, beside the checkpoint's own, on one file of labelled records.
 
-    python benchmarks/precisions.py out/demo/distilled/final --calibration out/demo/world/train.json \\
+    python -m benchmarks.export.precisions out/demo/distilled/final --calibration out/demo/world/train.json \\
         --evaluation out/demo/world/test.json
 """
 

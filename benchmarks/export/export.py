@@ -1,10 +1,10 @@
 """Seconds, memory, size and parity of `drivekd export` on published shapes with random weights.
 
-    python benchmarks/export.py --work DIR --size internvl3-1b --precision fp32,fp16,int4 --rtx
-    python benchmarks/export.py --work DIR --size qwen2.5-vl-3b-widths --precision fp32,int4 --rtx
-    python benchmarks/export.py --work DIR --size small                                         # under a minute
+    python -m benchmarks.export.export --work DIR --size internvl3-1b --precision fp32,fp16,int4 --rtx
+    python -m benchmarks.export.export --work DIR --size qwen2.5-vl-3b-widths --precision fp32,int4 --rtx
+    python -m benchmarks.export.export --work DIR --size small                           # under a minute
 
-The checkpoint is made once (export_models.py). Each export is a process of its own, from loading weights to the last check of
+The checkpoint is made once (models.py). Each export is a process of its own, from loading weights to the last check of
 the bundle: parity is in its seconds. Its stages are timed where bundle.py calls them; what lies between them is "rest". Peak
 memory is the largest resident set, mapped files included. --rtx then compiles vision and decoder ahead of time with
 TensorRT-RTX, in another process: nothing is run on a GPU.
@@ -21,13 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from machine import Taken, about, run_measured
-
+from benchmarks.machine import Taken, about, run_measured
 from drivekd.tables import print_table
 
 HEADER = ["precision", "seconds", "CPU s", "peak RSS, GB", "bundle, MB", "worst parity row", "error", "limit"]
 ENGINE_HEADER = ["precision", "engine", "MB", "built in, s", "peak RSS, GB"]
-SIZES = ("internvl3-1b", "qwen2.5-vl-3b-widths", "small")  # export_models' names; it imports torch, which this process does not
+SIZES = ("internvl3-1b", "qwen2.5-vl-3b-widths", "small")  # models.py's names; that imports torch, which this process does not
 STAGES = (  # functions that drivekd.export.bundle calls, in order
     *("load_source", "take_reference", "record_layers", "write_graphs", "calibrate", "convert", "share_weights"),
     *("quantize_embedding", "write_manifest", "read_bundle", "measure_parity", "record_golden", "check_bundle"),
@@ -40,8 +39,8 @@ def main() -> int:
         print(json.dumps({"export": _export, "compile": _compile}[arguments.child](arguments)))
         return 0
     arguments.work.mkdir(parents=True, exist_ok=True)
-    models = Path(__file__).with_name("export_models.py")
-    run_measured([sys.executable, str(models), "--work", str(arguments.work), "--size", arguments.size], arguments.threads)
+    models = [sys.executable, "-m", "benchmarks.export.models", "--work", str(arguments.work), "--size", arguments.size]
+    run_measured(models, arguments.threads)
     rows, engines = [], []
     for precision in arguments.precision:
         rows.append(_export_row(precision, arguments))
@@ -78,7 +77,8 @@ def _run_child(kind: str, precision: str, arguments: argparse.Namespace) -> tupl
     kept = ("work", "size", "threads")
     flags = [part for key in kept for part in (f"--{key}", str(getattr(arguments, key)))]
     flags += ["--targets", ",".join(map(str, arguments.targets)), *(f"--set={setting}" for setting in arguments.set)]
-    taken = run_measured([sys.executable, __file__, *flags, "--precision", precision, "--child", kind], arguments.threads)
+    command = [sys.executable, "-m", "benchmarks.export.export", *flags, "--precision", precision, "--child", kind]
+    taken = run_measured(command, arguments.threads)
     found: dict[str, Any] = json.loads(taken.stdout.splitlines()[-1])
     return taken, found
 

@@ -4,7 +4,7 @@
     qwen2.5-vl-3b-widths   Qwen2.5-VL-3B's widths (2048 and 11,008; vision 1280), 4 of 36 language and 4 of 32 vision layers
     small                  both depths and widths cut, for seconds
 
-    python benchmarks/export_models.py --work DIR --size internvl3-1b        # writes DIR/<size>
+    python -m benchmarks.export.models --work DIR --size internvl3-1b        # writes DIR/<size>
 
 Weights are drawn so that values keep their scale from layer to layer and nothing is vacuous: position embeddings, biases and
 norms are no constants, attention is uneven, and the head prefers one token clearly, as a trained model's does. (With independent

@@ -8,9 +8,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from engine_process import turn_ratios
-from machine import about
-
+from benchmarks.machine import about
+from benchmarks.runtime.engine_process import turn_ratios
 from drivekd.tables import print_table
 
 Row = dict[str, Any]

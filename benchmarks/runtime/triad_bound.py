@@ -6,9 +6,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from decode_worker import BoundBundle
 from numpy.typing import NDArray
-from triad_frame import Found, Frame
+
+from benchmarks.runtime.decode_worker import BoundBundle
+from benchmarks.runtime.triad_frame import Found, Frame
 
 
 class BoundFrames:

@@ -1,7 +1,7 @@
-"""What `distill_step.py` can time, by name: whose step, on which records, with which settings.
+"""What `step.py` can time, by name: whose step, on which records, with which settings.
 
 released...     `released.py`, the baseline
-released+...    `distill_measures.py`: the baseline with one measure, or with all
+released+...    `measures.py`: the baseline with one measure, or with all
 drivekd-...     the product: a Trainer on a written YAML file, as `drivekd train` starts one
 unpacked, packed  the product on frames that are asked many questions
 """
@@ -15,9 +15,10 @@ from typing import Literal
 
 import numpy as np
 import yaml
-from distill_measures import MeasuredStep, Measures
-from distill_models import BenchmarkFolder
-from released import (
+
+from benchmarks.distill.measures import MeasuredStep, Measures
+from benchmarks.distill.models import BenchmarkFolder
+from benchmarks.distill.released import (
     LEARNING_RATE,
     MIXED,
     ROUTED,
@@ -29,7 +30,6 @@ from released import (
     released_optimizer,
     released_step,
 )
-
 from drivekd.config import RunConfig, load_config
 from drivekd.data.batch import Collator
 from drivekd.data.packs import frame_packs

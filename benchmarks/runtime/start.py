@@ -1,6 +1,6 @@
 """Start of a session: verify, load, parity gate; and the memory it takes, each stage by itself.
 
-    python benchmarks/start.py --bundle DIR/bundle-internvl3-1b-int4 [--repeats 3] [--threads 2] [--cameras 6] [--out FILE]
+    python -m benchmarks.runtime.start --bundle DIR/bundle-internvl3-1b-int4 --cameras 6 --out FILE
 
 Every repeat is two processes: the first finds no stored verdict of the gate and replays the recorded run, the second finds it.
 A stage's peak is the largest resident set while it ran (the kernel's mark is set back before each). "beyond the interpreter" is
@@ -94,17 +94,16 @@ def main() -> int:
 
 
 def _started(arguments: argparse.Namespace, verdicts: str) -> dict[str, Any]:
-    from machine import run_measured
+    from benchmarks.machine import run_measured
 
-    command = [sys.executable, __file__, "--bundle", str(arguments.bundle), "--child", verdicts]
+    command = [sys.executable, "-m", "benchmarks.runtime.start", "--bundle", str(arguments.bundle), "--child", verdicts]
     command += ["--threads", str(arguments.threads), "--cameras", str(arguments.cameras)]
     result: dict[str, Any] = json.loads(run_measured(command, arguments.threads).stdout)
     return result
 
 
 def _report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> None:
-    from machine import about
-
+    from benchmarks.machine import about
     from drivekd.tables import print_table
 
     rows = [row for kind, runs in found.items() for row in _rows(kind, runs)]

@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decode_worker import memory_mb
-from triad_frame import Found, Frame
+
+from benchmarks.runtime.decode_worker import memory_mb
+from benchmarks.runtime.triad_frame import Found, Frame
 
 # module and class of each; a module is imported in its own environment only
 ENGINES = {
-    "bound": ("triad_bound", "BoundFrames"),
-    "session": ("triad_session", "SessionFrames"),
-    "genai": ("triad_genai", "GenaiFrames"),
-    "openvino": ("triad_openvino", "OpenVinoFrames"),
+    "bound": ("benchmarks.runtime.triad_bound", "BoundFrames"),
+    "session": ("benchmarks.runtime.triad_session", "SessionFrames"),
+    "genai": ("benchmarks.runtime.triad_genai", "GenaiFrames"),
+    "openvino": ("benchmarks.runtime.triad_openvino", "OpenVinoFrames"),
 }
 
 

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from triad_forced import EveryToken, say, texts
-from triad_frame import Found, Frame
 
+from benchmarks.runtime.triad_forced import EveryToken, say, texts
+from benchmarks.runtime.triad_frame import Found, Frame
 from drivekd.images import RGBImage
 from drivekd.runtime import load_bundle
 from drivekd.runtime.answers.deadline import Deadline
@@ -98,7 +98,7 @@ class SessionFrames:
 
     def __init__(self, folder: Path, threads: int, *, encoded: bool = True) -> None:
         self._clock = EngineClock()
-        self._session: Session = load_bundle(folder, threads=threads, gate=False)  # the gate is benchmarks/start.py's matter
+        self._session: Session = load_bundle(folder, threads=threads, gate=False)  # the gate is start.py's matter
         self._images: dict[str, RGBImage] = {}
         self._content: list[list[int]] = []
         self._embeds: deque[NDArray[np.float32]] = deque()
