@@ -1,4 +1,5 @@
-"""Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; a finished training run."""
+"""Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; its models of a
+training step; a finished training run."""
 
 from __future__ import annotations
 
@@ -10,11 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 from places import ROOT
 from tiny_run import TinyRun
+
+if TYPE_CHECKING:
+    from benchmarks.distill.models import BenchmarkFolder
 
 RunBenchmark: TypeAlias = Callable[..., "Printed"]
 
@@ -58,6 +62,15 @@ def small_export(tmp_path_factory: pytest.TempPathFactory, run_benchmark: RunBen
     flags = ("--work", folder, "--size", "small", "--precision", "int4", "--threads", 1)
     (row,) = run_benchmark("-m", "benchmarks.export.export", *flags).rows
     return SmallExport(folder, folder / "bundle-small-int4", row)
+
+
+@pytest.fixture(scope="session")
+def benchmark_folder(tmp_path_factory: pytest.TempPathFactory) -> BenchmarkFolder:
+    """What benchmarks/distill steps on, at size small: a student, three teachers of their own, records."""
+    from benchmarks.distill.models import SIZES, Recipe  # heavy, and most files here want none
+    from benchmarks.distill.records import make_benchmark
+
+    return make_benchmark(tmp_path_factory.mktemp("benchmark"), Recipe(SIZES["small"]))
 
 
 @pytest.fixture(scope="session")
