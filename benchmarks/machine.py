@@ -1,25 +1,42 @@
-"""What a figure was measured on, and what a process of its own took."""
+"""What a figure was measured on, how its rows are kept, and what a process of its own took."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 
-def about() -> dict[str, str | float]:
-    """Date, machine and its load at this moment, for a row of JSON."""
+def about(threads: int) -> dict[str, Any]:
+    """Date, machine, its load at this moment and the threads that were asked for: what every row of JSON has."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": f"{processor()}, {os.cpu_count()} CPUs",
         "load": os.getloadavg()[0],
+        "threads": threads,
     }
+
+
+def print_about(machine: Mapping[str, Any]) -> None:
+    """The line above a table. machine: of `about`."""
+    print(f"{machine['date']}  {machine['machine']}  {machine['threads']} threads  load {machine['load']:.1f}")
+
+
+def write_rows(rows: Iterable[Mapping[str, Any]], out: Path | None) -> str:
+    """One JSON line a row, appended to `out` where one is given. Returns the lines, for benchmarks that print them, too."""
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    if out is not None:
+        with out.open("a") as file:
+            file.write(lines)
+    return lines
 
 
 def processor() -> str:

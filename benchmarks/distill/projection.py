@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.memory import memory_mb
 from drivekd.distill.projection import project
 from drivekd.distill.training.gradients import GradientRows
 
@@ -99,19 +98,14 @@ def measure(way: str, num_parameters: int, threads: int) -> dict[str, object]:
     torch.set_num_threads(threads)
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes(num_parameters)]
     gradients = make_gradients(num_parameters)
-    before_mb = resident_mb()
+    before_mb = memory_mb()["rss_mb"]
     started_s = time.perf_counter()
     (with_coefficients if way == "coefficients" else with_copies)(gradients, parameters)
     seconds = time.perf_counter() - started_s
     found = [parameter.grad for parameter in parameters if parameter.grad is not None]
     digest = [float(part.double().norm()) for part in found] + [float(part.flatten()[::7919].double().sum()) for part in found]
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before_mb
+    peak_mb = memory_mb()["peak_mb"] - before_mb
     return {"way": way, "seconds": seconds, "peak_mb": max(0.0, peak_mb), "digest": digest}
-
-
-def resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def in_a_process(way: str, num_parameters: int, threads: int) -> dict[str, object]:

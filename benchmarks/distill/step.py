@@ -25,7 +25,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypedDict
 
@@ -36,7 +35,8 @@ from benchmarks.distill.agreement import TOLERANCE, agreement
 from benchmarks.distill.models import SIZES, BenchmarkFolder, Recipe
 from benchmarks.distill.records import make_benchmark
 from benchmarks.distill.variants import MIXINGS, VARIANTS, Step, make_step
-from benchmarks.machine import environment, processor
+from benchmarks.machine import about, environment, print_about, write_rows
+from benchmarks.memory import memory_mb, restart_peak
 from drivekd.errors import ConfigError
 from drivekd.files import versions
 
@@ -173,13 +173,10 @@ def _memory_mb(runs: Sequence[Run]) -> float:
 
 def _report(table: Sequence[Mapping[str, object]], arguments: argparse.Namespace) -> None:
     """The table for people on stdout, the lines for machines in --out."""
-    about = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{processor()}, {os.cpu_count()} CPUs, {arguments.threads} threads",
-        "versions": versions(),
-        **{key: getattr(arguments, key) for key in ("size", "layers", "accumulation", "repeats", "separate_vision")},
-    }
-    print(f"{about['date']}  {about['machine']}  {json.dumps(about['versions'])}")
+    asked = {key: getattr(arguments, key) for key in ("size", "layers", "accumulation", "repeats", "separate_vision")}
+    machine = about(arguments.threads) | {"versions": versions(), **asked}
+    print_about(machine)
+    print(json.dumps(machine["versions"]))
     print(f"size {arguments.size}, {arguments.accumulation} records a step, {arguments.repeats} processes a variant\n")
     print("| variant | s a step | min - max | times faster | CPU s a step | above weights, MB | share | weights, MB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
@@ -190,9 +187,7 @@ def _report(table: Sequence[Mapping[str, object]], arguments: argparse.Namespace
             for key in ("times_faster", "cpu_median_s", "peak_above_weights_mb", "memory_share", "weights_mb")
         ]
         print("| " + " | ".join((str(row["variant"]), _short(row["median_s"]), spread, *middle)) + " |")
-    if arguments.out:
-        with arguments.out.open("a") as lines:
-            lines.writelines(json.dumps({**row, **about}) + "\n" for row in table)
+    write_rows(({**row, **machine} for row in table), arguments.out)
 
 
 def _short(*values: object) -> str:
@@ -207,7 +202,7 @@ def _short(*values: object) -> str:
 
 def _child(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(arguments.threads)
-    before_mb = _status_mb("VmRSS")
+    before_mb = memory_mb()["rss_mb"]
     try:
         step = make_step(VARIANTS[arguments.child], BenchmarkFolder(arguments.work), arguments.threads)
     except ConfigError as error:
@@ -218,11 +213,11 @@ def _child(arguments: argparse.Namespace) -> int:
 
 
 def _measure(step: Step, num_steps: int, before_mb: float) -> Run:
-    weights_mb, loaded_mb = _read_weights_mb(), _status_mb("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size (proc(5))
+    weights_mb, loaded_mb = _read_weights_mb(), memory_mb()["rss_mb"]
+    restart_peak()
     step()
     seconds, cpu_seconds = zip(*(_seconds(step) for _ in range(num_steps)), strict=True)
-    peak_mb = _status_mb("VmHWM")
+    peak_mb = memory_mb()["peak_mb"]
     return Run(
         seconds=list(seconds),
         cpu_seconds=list(cpu_seconds),
@@ -238,13 +233,6 @@ def _seconds(step: Step) -> tuple[float, float]:
     started_s, cpu_started_s = time.perf_counter(), time.process_time()
     step()
     return time.perf_counter() - started_s, time.process_time() - cpu_started_s
-
-
-def _status_mb(key: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"/proc/self/status has no {key}: memory is measured on Linux alone")
 
 
 def _read_weights_mb() -> float:

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import Taken, about, run_measured
+from benchmarks.machine import Taken, about, print_about, run_measured, write_rows
+from benchmarks.memory import memory_mb, restart_peak
 from drivekd.tables import print_table
 
 HEADER = ["precision", "seconds", "CPU s", "peak RSS, GB", "bundle, MB", "worst parity row", "error", "limit"]
@@ -110,9 +111,9 @@ def _engine_rows(precision: str, arguments: argparse.Namespace) -> list[dict[str
 
 
 def _report(rows: list[dict[str, Any]], engines: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
-    machine = about() | {"threads": arguments.threads}
+    machine = about(arguments.threads)
     versions = rows[0]["versions"]
-    print(f"{machine['date']}  {machine['machine']}  {arguments.threads} threads  load {machine['load']:.1f}")
+    print_about(machine)
     print(json.dumps(versions))
     print_table(f"drivekd export, {arguments.size}", HEADER, [_cells(row) for row in rows])
     for row in rows:
@@ -121,11 +122,7 @@ def _report(rows: list[dict[str, Any]], engines: list[dict[str, Any]], arguments
         print_table(f"{row['precision']}: files", ["file", "MB"], [[name, f"{n / 1e6:.1f}"] for name, n in row["files"].items()])
     if engines:
         print_table("compiled ahead of time with TensorRT-RTX", ENGINE_HEADER, [_engine_cells(row) for row in engines])
-    lines = "".join(json.dumps({**row, **machine}) + "\n" for row in [*rows, *engines])
-    print(lines, end="")
-    if arguments.out is not None:
-        with arguments.out.open("a") as file:
-            file.write(lines)
+    print(write_rows((row | machine for row in [*rows, *engines]), arguments.out), end="")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -220,9 +217,8 @@ def _compile(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _new_peak(stage: dict[str, float]) -> None:
     """The highest resident set since the last call becomes the stage's, when it is higher than what that had."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    stage["peak_mb"] = max(stage["peak_mb"], int(status["VmHWM"].split()[0]) / 1024)
-    Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM back to the present size (proc(5))
+    stage["peak_mb"] = max(stage["peak_mb"], memory_mb()["peak_mb"])
+    restart_peak()
 
 
 if __name__ == "__main__":

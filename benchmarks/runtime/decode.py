@@ -20,7 +20,6 @@ compute the same model; two int4 roundings of it differ by some percent.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -30,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about
-from benchmarks.runtime.engine_process import HUGE_PAGES, EngineProcess
+from benchmarks.machine import about, print_about, write_rows
+from benchmarks.runtime.engine_process import HUGE_PAGES, EngineProcess, cosine
 from drivekd.tables import print_table
 
 HEADER = ["prompt", "engine", "tok/s", "ms a token p50", "p10", "p95", "CPU ms", "ratio", "min - max", "of p10", "of CPU"]
@@ -104,7 +103,7 @@ def _processes(prompt: Sequence[int], engines: Sequence[Start], arguments: argpa
 
 def _process(start: Start, arguments: argparse.Namespace) -> EngineProcess:
     label, engine, folder, python = start
-    command = [python, "-m", WORKER, engine, folder, "--threads", str(arguments.threads)]
+    command: list[str | Path] = [python, "-m", WORKER, engine, folder, "--threads", str(arguments.threads)]
     return EngineProcess(label, command, arguments.threads, huge_pages=arguments.huge_pages)
 
 
@@ -118,7 +117,7 @@ def _repeat(prompt: Sequence[int], workers: Sequence[EngineProcess], arguments: 
     for worker in workers:
         read = worker.ask(prompt=prompt, room=arguments.tokens)
         one = {"prompt_s": read["seconds"][0], "steps": [], "cpu_s": 0.0, "tokens": read["tokens"]}
-        found[worker.label] = {**one, "logits": _logits(worker, arguments.work), "loaded": worker.loaded}
+        found[worker.label] = {**one, "logits": worker.logits(arguments.work), "loaded": worker.loaded}
     order = list(workers)
     for start in range(0, arguments.tokens, arguments.turn):
         for worker in order:
@@ -130,12 +129,6 @@ def _repeat(prompt: Sequence[int], workers: Sequence[EngineProcess], arguments: 
             one["rss_mb"], one["peak_mb"] = taken["rss_mb"], taken["peak_mb"]
         order.reverse()
     return found
-
-
-def _logits(worker: EngineProcess, work: Path) -> np.ndarray[Any, Any]:
-    path = work / "logits.npy"
-    worker.ask(save=str(path))
-    return np.asarray(np.load(path))
 
 
 def _row(
@@ -160,7 +153,7 @@ def _row(
     }
     if peers:
         row |= _against(peers, ours, arguments.turn)
-        row["cosine"] = _cosine(peers[0]["logits"], ours[0]["logits"])
+        row["cosine"] = cosine(peers[0]["logits"], ours[0]["logits"])
     return row
 
 
@@ -189,26 +182,17 @@ def _p10(one: dict[str, Any]) -> float:
     return float(np.percentile(one["steps"], 10))
 
 
-def _cosine(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
-    return float(first @ second / (np.linalg.norm(first) * np.linalg.norm(second)))
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
 def _report(rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """The table for people, then one JSON line a row; the lines go to --out, too."""
-    machine = about() | {"threads": arguments.threads, "repeats": arguments.repeats}
-    machine["huge_pages"] = arguments.huge_pages
-    print(f"{machine['date']}  {machine['machine']}  {arguments.threads} threads  load {machine['load']:.1f}")
+    machine = about(arguments.threads) | {"repeats": arguments.repeats, "huge_pages": arguments.huge_pages}
+    print_about(machine)
     for label, versions in {row["engine"]: row["versions"] for row in rows}.items():
         print(label, ", ".join(f"{name} {number}" for name, number in versions.items()))
     print_table(f"greedy decoding, {arguments.tokens} steps, {arguments.repeats} repeats", HEADER, [_cells(row) for row in rows])
-    lines = "".join(json.dumps({**row, **machine}) + "\n" for row in rows)
-    print(lines, end="")
-    if arguments.out is not None:
-        with arguments.out.open("a") as file:
-            file.write(lines)
+    print(write_rows((row | machine for row in rows), arguments.out), end="")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -10,19 +10,20 @@ prompt's seconds. Needs numpy and onnxruntime, or onnxruntime-genai; no torch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.memory import memory_mb
+from benchmarks.runtime.worker import work
 
 
 class Engine(Protocol):
@@ -177,24 +178,8 @@ def answer(call: Callable[[], int], count: int) -> None:
     print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "tokens": tokens, **memory_mb()}), flush=True)
 
 
-def memory_mb() -> dict[str, float]:
-    """Resident memory of this process: now, and at its highest. Linux."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(lines[key].split()[0]) / 1024 for name, key in (("rss_mb", "VmRSS"), ("peak_mb", "VmHWM"))}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine", choices=ENGINES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
-    bare_mb, started_s = memory_mb()["rss_mb"], time.perf_counter()
-    engine = ENGINES[arguments.engine](arguments.folder, arguments.threads)
-    versions = {name: version(name) for name in engine.packages}
-    loaded = {"load_s": time.perf_counter() - started_s, "bare_mb": bare_mb, "versions": versions, **memory_mb()}
-    print(json.dumps(loaded), flush=True)
-    serve(engine)
+    work(__doc__, ENGINES, lambda engine, folder, threads: ENGINES[engine](folder, threads), serve)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from benchmarks.machine import environment
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"  # glibc 2.35: malloc asks for transparent huge pages; read when a process starts
@@ -58,6 +61,13 @@ class EngineProcess:
             raise EngineEndedError(f"{self.label}: its process ended; its messages are above") from error
         return self._reply()
 
+    def logits(self, work: Path) -> NDArray[np.float32]:
+        """Behind the prompt [V], or behind each question [questions, V]. work: the folder that they pass through."""
+        path = work / f"{self.label}-logits.npy"
+        self.ask(save=str(path))
+        found: NDArray[np.float32] = np.load(path)
+        return found
+
     def _reply(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -66,6 +76,12 @@ class EngineProcess:
             raise EngineEndedError(f"{self.label}: its process ended; its messages are above")
         reply: dict[str, Any] = json.loads(line)
         return reply
+
+
+def cosine(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Of logits [V], or the worst of rows [N, V]: do both compute one model? Two int4 roundings of it differ by some percent."""
+    dot = (first * second).sum(axis=-1)
+    return float((dot / (np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1))).min())
 
 
 def turn_ratios(peer: Sequence[float], ours: Sequence[float]) -> dict[str, float]:

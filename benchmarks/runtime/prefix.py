@@ -14,7 +14,6 @@ that remain at nothing changed, and the share of the variance that the line expl
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import about
+from benchmarks.machine import about, print_about, write_rows
 from benchmarks.runtime.triad_session import SessionFrames
 from drivekd.tables import print_table
 
@@ -115,17 +114,13 @@ def proportionality(tokens: Sequence[int], prefill_ms: Sequence[float]) -> dict[
 
 
 def _report(rows: Sequence[Row], line: dict[str, float], versions: dict[str, str], arguments: argparse.Namespace) -> None:
-    machine = about() | {"threads": arguments.threads, "versions": versions, "encoded": arguments.encoded}
-    print(f"{machine['date']}  {machine['machine']}  {arguments.threads} threads  load {machine['load']:.1f}")
+    machine = about(arguments.threads) | {"versions": versions, "encoded": arguments.encoded}
+    print_about(machine)
     print(", ".join(f"{name} {number}" for name, number in versions.items()))
     title = f"a frame of {arguments.images} images after another one, {arguments.frames} frames each"
     print_table(title, HEADER, [_cells(row) for row in rows])
     print(f"prefill: {line['ms_per_token']:.3f} ms a token, {line['rest_ms']:.1f} ms besides, {line['explained']:.1%} explained")
-    lines = "".join(json.dumps({"table": "prefix", **row, **line, **machine}) + "\n" for row in rows)
-    print(lines, end="")
-    if arguments.out is not None:
-        with arguments.out.open("a") as file:
-            file.write(lines)
+    print(write_rows(({"table": "prefix", **row, **line, **machine} for row in rows), arguments.out), end="")
 
 
 def _cells(row: Row) -> list[str]:

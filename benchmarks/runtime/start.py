@@ -21,20 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.memory import memory_mb, restart_peak
+
 T = TypeVar("T")
 STAGES = ("import", "verify", "load", "gate", "frame")
 START = STAGES[1:4]
 TOKENS = 4
-
-
-def memory_mb() -> dict[str, float]:
-    """Resident memory of this process: now, and at its highest since `restart_peak`. Linux."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: int(lines[key].split()[0]) / 1024 for name, key in (("rss_mb", "VmRSS"), ("peak_mb", "VmHWM"))}
-
-
-def restart_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5)
 
 
 class Stages:
@@ -103,19 +95,15 @@ def _started(arguments: argparse.Namespace, verdicts: str) -> dict[str, Any]:
 
 
 def _report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> None:
-    from benchmarks.machine import about
+    from benchmarks.machine import about, write_rows
     from drivekd.tables import print_table
 
     rows = [row for kind, runs in found.items() for row in _rows(kind, runs)]
     header = ["gate", "stage", "s median", "min - max", "CPU s", "RSS, MB", "peak, MB beyond the interpreter"]
     title = f"{arguments.bundle.name}, {arguments.threads} threads"
     print_table(title, header, [_cells(row) for row in rows])
-    if arguments.out is not None:
-        with arguments.out.open("a") as file:
-            file.writelines(
-                json.dumps({**about(), "bundle": arguments.bundle.name, "threads": arguments.threads, **row}) + "\n"
-                for row in rows
-            )
+    machine = about(arguments.threads) | {"bundle": arguments.bundle.name}
+    write_rows((machine | row for row in rows), arguments.out)
 
 
 def _rows(kind: str, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runtime.engine_process import EngineEndedError, EngineProcess
+from benchmarks.runtime.engine_process import EngineEndedError, EngineProcess, cosine
 from benchmarks.runtime.triad_contestants import PEER_MODES, WARM_UP, Contestant, Prompts, Start, open_contestants, start
 from benchmarks.runtime.triad_report import report
 
@@ -125,13 +125,13 @@ def _frame_rows(contestants: Sequence[Contestant], prompts: Prompts, arguments: 
         frame = prompts.frame(arguments.images, arguments.tokens, seed=1000 + 3 * number + own)
         found = contestant.process.ask(frame=contestant.mode, **frame) | {"prompt": len(frame["prefix"])}
         if number == 0 and contestant.mode in ("free", "kept") and contestant.process.label != "openvino":  # it gives no logits
-            logits[contestant.label] = _logits(contestant.process, arguments.work)
+            logits[contestant.label] = contestant.process.logits(arguments.work)
         return found
 
     turns = _take_turns(contestants, arguments.frames, ask, "frame")
     return [
         {"table": "frame", "engine": c.label, "turns": turns[c.label], "ours": turns["drivekd"], **_about(turns[c.label], c)}
-        | ({"cosine": _cosine(logits["drivekd"], logits[c.label])} if c.label in logits else {})
+        | ({"cosine": cosine(logits["drivekd"], logits[c.label])} if c.label in logits else {})
         for c in contestants
         if c.label in turns
     ]
@@ -195,18 +195,6 @@ def _about(turns: Sequence[Row], contestant: Contestant) -> Row:
     loaded = contestant.process.loaded
     memory = {key: statistics.median(turn[key] for turn in turns) - loaded["bare_mb"] for key in ("rss_mb", "peak_mb")}
     return memory | {"versions": loaded["versions"]}
-
-
-def _logits(process: EngineProcess, work: Path) -> np.ndarray[Any, Any]:
-    path = work / "triad-logits.npy"
-    process.ask(save=str(path))
-    return np.asarray(np.load(path))
-
-
-def _cosine(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> float:
-    """The worst of all questions: that both compute the same model. Two int4 roundings of it differ by some percent."""
-    dot = (first * second).sum(axis=-1)
-    return float((dot / (np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1))).min())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.machine import about
+from benchmarks.machine import about, print_about, write_rows
 from benchmarks.runtime.engine_process import turn_ratios
 from drivekd.tables import print_table
 
@@ -30,14 +30,11 @@ FORCED_HEADER += ["times", "min - max"]
 
 def report(rows: Sequence[Row], arguments: argparse.Namespace) -> None:
     """One table, then one JSON line a row; the lines go to --out first, whatever becomes of the rest."""
-    machine = about() | {"threads": arguments.threads, "huge_pages": arguments.huge_pages}
+    machine = about(arguments.threads) | {"huge_pages": arguments.huge_pages}
     name = rows[0]["table"]
     found = [SUMMARIES[name](row) | {"versions": row["versions"]} for row in rows]
-    lines = "".join(json.dumps({**row, **machine}) + "\n" for row in found)
-    if arguments.out is not None:
-        with arguments.out.open("a") as file:
-            file.write(lines)
-    print(f"{machine['date']}  {machine['machine']}  {arguments.threads} threads  load {machine['load']:.1f}")
+    lines = write_rows((row | machine for row in found), arguments.out)
+    print_about(machine)
     for versions in {json.dumps(row["versions"]): row["versions"] for row in found}.values():
         print(", ".join(f"{package} {number}" for package, number in versions.items()))
     title = TITLES[name].format(**vars(arguments))

@@ -14,20 +14,19 @@ and gave `decoded` tokens of each answer behind the first. Runs in the environme
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.runtime.decode_worker import memory_mb
+from benchmarks.memory import memory_mb
 from benchmarks.runtime.triad_frame import Found, Frame
+from benchmarks.runtime.worker import work
 
 # module and class of each; a module is imported in its own environment only
 ENGINES = {
@@ -36,6 +35,11 @@ ENGINES = {
     "genai": ("benchmarks.runtime.triad_genai", "GenaiFrames"),
     "openvino": ("benchmarks.runtime.triad_openvino", "OpenVinoFrames"),
 }
+
+
+def load(engine: str, folder: Path, threads: int) -> Any:
+    module, name = ENGINES[engine]
+    return getattr(import_module(module), name)(folder, threads)
 
 
 def serve(engine: Any) -> None:
@@ -65,18 +69,7 @@ def reply(call: Callable[[], Found]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine", choices=ENGINES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--threads", type=int, required=True)
-    arguments = parser.parse_args()
-    bare_mb, started_s = memory_mb()["rss_mb"], time.perf_counter()
-    module, name = ENGINES[arguments.engine]
-    engine = getattr(import_module(module), name)(arguments.folder, arguments.threads)
-    versions = {name: version(name) for name in engine.packages}
-    loaded = {"load_s": time.perf_counter() - started_s, "bare_mb": bare_mb, "versions": versions, **memory_mb()}
-    print(json.dumps(loaded), flush=True)
-    serve(engine)
+    work(__doc__, ENGINES, load, serve)
 
 
 if __name__ == "__main__":
