@@ -8,7 +8,7 @@ B rows (one per branch), T new columns, P past columns, D hidden size, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,6 @@ class ConcatDecoder:
         sequences: Sequence[Sequence[int]],
         cache: Cache,
         deadline: Deadline | None = None,
-        cancelled: Callable[[], bool] | None = None,
     ) -> tuple[Logits, KvCache]:
         """One engine call, before which the caller has asked the deadline."""
         ids, mask = left_padded(sequences)

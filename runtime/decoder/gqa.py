@@ -8,7 +8,7 @@ B rows, T new columns, D hidden size, V vocabulary, A rotary axes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -76,7 +76,6 @@ class GqaDecoder:
         sequences: Sequence[Sequence[int]],
         cache: Cache,
         deadline: Deadline | None = None,
-        cancelled: Callable[[], bool] | None = None,
     ) -> tuple[Logits, ArenaCache]:
         """Where several rows read one token only, all rows read their first token in one call, the longer ones the rest alone."""
         assert isinstance(cache, ArenaCache) and all(sequences), "every row reads at least one token"
@@ -89,7 +88,7 @@ class GqaDecoder:
         for row, sequence in enumerate(sequences):
             if len(sequence) == together:
                 continue
-            if (row or together) and _stopped(deadline, cancelled):
+            if (row or together) and deadline is not None and deadline.interruption():
                 raise DeadlineExpiredError
             rows[row] = self._text([sequence[together:]], rows[row], memory[row : row + 1])
         return logits, cache.joined(rows)
@@ -149,10 +148,6 @@ class _ArenaCall:
         self._total[0] = num_tokens.max()
         self._graph.bind_output("logits", logits)
         self._graph.run()
-
-
-def _stopped(deadline: Deadline | None, cancelled: Callable[[], bool] | None) -> bool:
-    return (deadline is not None and deadline.expired()) or (cancelled is not None and cancelled())
 
 
 def _new_arena(model: ModelInfo, dtype: np.dtype[Any], rows: int, capacity: int, reserved: bool = False) -> Arena:

@@ -8,7 +8,7 @@ B rows, T new columns, D hidden size, V vocabulary, A rotary axes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -103,7 +103,6 @@ class Decoder(Protocol):
         sequences: Sequence[Sequence[int]],
         cache: Cache,
         deadline: Deadline | None = None,
-        cancelled: Callable[[], bool] | None = None,
     ) -> tuple[Logits, Cache]:
         """Read one id sequence per row, of any lengths > 0.
 

@@ -23,9 +23,9 @@ from typing import Any
 from drivekd.errors import BundleError, DrivekdError, RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
-from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.deadline import Cancelled, Deadline
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
-from drivekd.runtime.session.generation import Cancelled, OnText
+from drivekd.runtime.session.generation import OnText
 from drivekd.runtime.session.sampling import GREEDY, Sampling
 from drivekd.runtime.session.session import AnswerSession
 
@@ -133,11 +133,11 @@ class Ladder:
         for index, step in enumerate(self._steps):
             if not step.due() and index < len(self._steps) - 1:
                 continue
-            if errors and clock.expired():
+            if errors and clock.interruption():
                 errors.append(f"no time is left for {step.rung.name}")
                 break
             options["on_text"] = stream.of(index)
-            options["deadline_ms"] = None if deadline_ms is None else max(deadline_ms - clock.elapsed_ms(), 0.0)
+            options["deadline_ms"] = clock.left_ms()
             try:
                 answers = step.answer(images, options)
             except (RunnerError, BundleError, MemoryError) as error:

@@ -21,11 +21,11 @@ from types import TracebackType
 from drivekd.errors import BundleError, DrivekdError, RunnerError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
-from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.deadline import Cancelled, Deadline
 from drivekd.runtime.bundle.manifest import Manifest, Variable
 from drivekd.runtime.load import load_bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
-from drivekd.runtime.session.generation import Cancelled, OnText
+from drivekd.runtime.session.generation import OnText
 from drivekd.runtime.session.sampling import GREEDY, Sampling
 
 from .backoff import FIRST_RESTART_S, LONGEST_RESTART_S, BackOff
@@ -179,7 +179,7 @@ class WorkerSession:
             "structured": structured,
             "sampling": sampling,
         }
-        caller = _Caller(Deadline(), deadline_ms, self._hang_ms(deadline_ms), on_text, cancelled)
+        caller = _Caller(Deadline(deadline_ms), self._hang_ms(deadline_ms), on_text, cancelled)
         self.timings_ms, self.counts = {}, {}
         try:
             done = self._answer(images, options, caller)
@@ -200,7 +200,7 @@ class WorkerSession:
             placed = self._images.write(images)
             self._frame += 1
             self._unfinished = self._frame
-            options = {**options, "deadline_ms": caller.left_ms()}
+            options = {**options, "deadline_ms": caller.clock.left_ms()}
             self._child.send(Request(self._frame, placed, options, stream=caller.on_text is not None))
             reply = self._receive(self._frame, caller)
         except ChildLostError as error:
@@ -223,7 +223,7 @@ class WorkerSession:
     def _settle(self, caller: _Caller) -> None:
         """Wait for the end of a frame that its caller has left: the child may still read the images, overwritten next."""
         if self._unfinished:
-            self._receive(self._unfinished, _Caller(caller.clock, None, caller.hang_ms))
+            self._receive(self._unfinished, _Caller(caller.clock, caller.hang_ms))
 
     def _receive(self, frame: int, caller: _Caller) -> Done | Failed:
         """The reply to a frame, its texts handed on as they come. Raises ChildLostError."""
@@ -313,14 +313,9 @@ class _Caller:
     """Who waits for a frame, since clock's start. hang_ms: how long before its child is given up."""
 
     clock: Deadline
-    deadline_ms: float | None
     hang_ms: float
     on_text: OnText | None = None
     cancelled: Cancelled | None = None
-
-    def left_ms(self) -> float | None:
-        """Of the deadline, for the child."""
-        return None if self.deadline_ms is None else max(self.deadline_ms - self.clock.elapsed_ms(), 0.0)
 
     def patience_s(self) -> float:
         return max(self.hang_ms - self.clock.elapsed_ms(), 0.0) / 1000

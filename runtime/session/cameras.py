@@ -7,14 +7,13 @@ The car's own rates decide what it may miss: nothing here looks at what an image
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import TypeAlias
 
 from drivekd.errors import UsageError
 from drivekd.images import ImageForm, RGBImage, check_image, resize
-from drivekd.runtime.answers.deadline import DeadlineExpiredError
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 
 # A camera of 10 Hz asked to refresh at 2 Hz is due at its fifth frame: sums of .1 s end just below .5 s.
 EARLY = 1e-3  # share of a period
@@ -67,20 +66,17 @@ class Refresh:
         return not 0 <= age_s < self._periods_s[camera] * (1 - EARLY)  # also where the age is no number: no tile stands forever
 
 
-Stopped: TypeAlias = Callable[[], bool]
-
-
 def camera_tiles(
     images: Mapping[str, RGBImage],
     cameras: Sequence[str],
     settings: ImageForm,
-    stopped: Stopped = lambda: False,
+    deadline: Deadline | None = None,
 ) -> dict[str, RGBImage]:
     """Images by camera, uint8 [H, W, 3] -> uint8 tiles of the settings' size.
 
     They come in the bundle's camera order, or as given when it states none.
     Raises UsageError without images or with a camera that the bundle does not know, DataError on an image that is none,
-    DeadlineExpiredError when `stopped` said so before an image: six of 1600 x 900 px take some 70 ms.
+    DeadlineExpiredError between two images: six of 1600 x 900 px take some 70 ms.
     """
     if not images:
         raise UsageError("no images: a frame has at least one camera image")
@@ -90,7 +86,7 @@ def camera_tiles(
     checked = {name: check_image(images[name], name) for name in names}
     tiles: dict[str, RGBImage] = {}
     for name, image in checked.items():
-        if stopped():
+        if deadline is not None and deadline.interruption():
             raise DeadlineExpiredError
         tiles[name] = resize(image, settings.tile_px)
     return tiles

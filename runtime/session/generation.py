@@ -8,7 +8,6 @@ from functools import partial
 
 from drivekd.chat import PromptEncoder
 from drivekd.images import RGBImage
-from drivekd.runtime.answers.answer import FinishReason
 from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.decoder.protocol import Cache, Decoder
 
@@ -44,7 +43,6 @@ class TextStream:
 COUNTS = ("images_encoded", "tokens_prefilled", "engine_calls", "tokens_forced")
 
 OnText = Callable[[str, str], None]
-Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Wanted:
     """What one call asks of the engines.
 
     ids: of each question by its name, with the tokens that its answer is known to begin with. branches: one a question, filled
-    while it is answered. max_new_tokens: of each. cancelled: asked where the deadline is. on_text(name, piece): told of new text.
+    while it is answered. max_new_tokens: of each. on_text(name, piece): told of new text.
     """
 
     ids: dict[str, list[int]]
@@ -60,13 +58,7 @@ class Wanted:
     max_new_tokens: int
     sampler: Sampler
     deadline: Deadline
-    cancelled: Cancelled | None = None
     on_text: OnText | None = None
-
-    def interruption(self) -> FinishReason | None:
-        if self.cancelled is not None and self.cancelled():
-            return "cancelled"
-        return "deadline" if self.deadline.expired() else None
 
 
 @dataclass
@@ -98,9 +90,9 @@ class Generation:
         if tiles is None:
             return _leave_unanswered(wanted)
         self.decoder.reserve(max(self.rows, len(wanted.ids)), self.num_tokens(len(tiles), wanted))
-        prefix = self.prefix.read(tiles, wanted.deadline, wanted.cancelled)
+        prefix = self.prefix.read(tiles, wanted.deadline)
         self.timings_ms |= self.prefix.timings_ms
-        if prefix is None or wanted.interruption():
+        if prefix is None or wanted.deadline.interruption():
             _leave_unanswered(wanted)
         else:
             self._answer(prefix, wanted)
@@ -111,9 +103,7 @@ class Generation:
         deadline, start_ms = wanted.deadline, wanted.deadline.elapsed_ms()
         questions = list(wanted.ids.values())
         try:
-            logits, cache = branch(
-                self.decoder, prefix, questions, room=wanted.max_new_tokens, deadline=deadline, cancelled=wanted.cancelled
-            )
+            logits, cache = branch(self.decoder, prefix, questions, room=wanted.max_new_tokens, deadline=deadline)
         except DeadlineExpiredError:
             return _leave_unanswered(wanted)
         first_ms = deadline.elapsed_ms()
@@ -128,7 +118,6 @@ class Generation:
             on_token=self._streams(wanted),
             branches=wanted.branches,
             sampler=wanted.sampler,
-            cancelled=wanted.cancelled,
         )
         self.timings_ms["decode"] = deadline.elapsed_ms() - first_ms
 
@@ -141,5 +130,5 @@ class Generation:
 
 def _leave_unanswered(wanted: Wanted) -> None:
     for state in wanted.branches:
-        state.finish_reason = wanted.interruption() or "deadline"  # a deadline that has passed stays passed
+        state.finish_reason = wanted.deadline.interruption() or "deadline"  # a deadline that has passed stays passed
         state.finished_ms = wanted.deadline.elapsed_ms()

@@ -9,7 +9,7 @@ P tokens of a prefix, N images, T tokens of an image, D hidden size, A rotary ax
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import TypeAlias
@@ -23,8 +23,6 @@ from drivekd.processor import Processor
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.decoder.protocol import Cache, Decoder, Embeds
 from drivekd.runtime.engine.runner import Runner
-
-from .cameras import Stopped
 
 # Tokens of one prefill call: what a deadline waits for at most. An image of 258 costs no more when read alone: 516 tokens took
 # 4.2 CPU seconds in two calls, 4.4 in one (InternVL3-1B int4, onnxruntime 1.31 on one core).
@@ -99,26 +97,17 @@ class PrefixReader:
         self._kept: _Kept | None = None
         self._start_counting()
 
-    def read(
-        self,
-        tiles: Mapping[str, RGBImage] | Sequence[RGBImage],
-        deadline: Deadline,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Cache | None:
+    def read(self, tiles: Mapping[str, RGBImage] | Sequence[RGBImage], deadline: Deadline) -> Cache | None:
         """K/V [1, ...] of system prompt and images, in the order of `tiles` by camera; it is spent when another frame is read.
 
-        None when the deadline has passed, or `cancelled` said so; what was read until then is kept.
+        None when the deadline said to end; what was read until then is kept.
         Raises RunnerError: the engine failed, or gave numbers that are not finite; nothing is kept then.
         """
         named = tiles if isinstance(tiles, Mapping) else {str(i): tile for i, tile in enumerate(tiles)}
         self._start_counting()
-
-        def stopped() -> bool:
-            return deadline.expired() or (cancelled is not None and cancelled())
-
         try:
-            images = self._encode(named, deadline, stopped)
-            return None if images is None else self._prefill(images, deadline, stopped)
+            images = self._encode(named, deadline)
+            return None if images is None else self._prefill(images, deadline)
         except RunnerError:
             self.forget()  # what a failing engine left behind is not worth a guess
             raise
@@ -149,14 +138,14 @@ class PrefixReader:
             self._layouts[num_images] = _Layout(np.asarray(ids, np.int64), positions, tuple(starts))
         return self._layouts[num_images]
 
-    def _encode(self, tiles: Mapping[str, RGBImage], deadline: Deadline, stopped: Stopped) -> list[_Encoded] | None:
+    def _encode(self, tiles: Mapping[str, RGBImage], deadline: Deadline) -> list[_Encoded] | None:
         """Run the vision graph over the images that changed, one by one: one is the longest that a deadline waits for."""
         self._encoded = {camera: encoded for camera, encoded in self._encoded.items() if camera in tiles}
         for camera, tile in tiles.items():
             kept = self._encoded.get(camera)
             if kept is not None and np.array_equal(kept.tile, tile):
                 continue
-            if stopped():
+            if deadline.interruption():
                 return None
             start_ms = deadline.elapsed_ms()
             embeds = self._vision_pass(tile)
@@ -171,7 +160,7 @@ class PrefixReader:
             raise RunnerError("the vision graph gave values that are not finite; it or its weights are broken: drivekd check")
         return np.asarray(embeds)
 
-    def _prefill(self, images: Sequence[_Encoded], deadline: Deadline, stopped: Stopped) -> Cache | None:
+    def _prefill(self, images: Sequence[_Encoded], deadline: Deadline) -> Cache | None:
         """Read all chunks behind those that are kept."""
         layout = self._layout(len(images))
         chunks = layout.chunks()
@@ -179,7 +168,7 @@ class PrefixReader:
         num_kept = 0 if self._kept is None else _num_common(self._kept.keys, keys)
         cache = self._kept_cache(layout, chunks, num_kept)
         for i, chunk in enumerate(chunks[num_kept:], start=num_kept):
-            if stopped():
+            if deadline.interruption():
                 return None
             start_ms = deadline.elapsed_ms()
             cache = self._read_chunk(layout, chunk, images, cache)

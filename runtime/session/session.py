@@ -18,7 +18,7 @@ from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer, answer_fields
 from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes
 from drivekd.runtime.answers.cut_answers import structured_answer
-from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
+from drivekd.runtime.answers.deadline import Cancelled, Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Grammars
 from drivekd.runtime.answers.questions import asked_questions
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
@@ -28,7 +28,7 @@ from drivekd.runtime.engine.backends import choose_dialect
 from drivekd.runtime.meters.health import Health, HealthSnapshot
 
 from .cameras import Refresh, camera_tiles
-from .generation import Cancelled, Generation, OnText, Wanted
+from .generation import Generation, OnText, Wanted
 from .model import Engines
 from .sampling import GREEDY, Sampler, Sampling
 from .triad import Branch, forced_logits, opened
@@ -122,7 +122,7 @@ class Session:
         """
         if self._closed:
             raise RunnerError("the session is closed; load the bundle again")
-        deadline = Deadline(deadline_ms)
+        deadline = Deadline(deadline_ms, cancelled)
         self.timings_ms, self.counts = {}, {}
         if structured and question is not None:
             raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
@@ -133,7 +133,7 @@ class Session:
             name: [*self.prompts.suffix(text), *state.tokens]
             for (name, text), state in zip(questions.items(), branches, strict=True)
         }
-        wanted = Wanted(ids, branches, limit, Sampler(sampling, tuple(ids)), deadline, cancelled, on_text)
+        wanted = Wanted(ids, branches, limit, Sampler(sampling, tuple(ids)), deadline, on_text)
         self._check_length(len(images), wanted)
         answers = self._answers(images, wanted)
         self.timings_ms["total"] = deadline.elapsed_ms()
@@ -183,7 +183,7 @@ class Session:
     def _tiles(self, images: Mapping[str, RGBImage], wanted: Wanted) -> dict[str, RGBImage] | None:
         """None when the deadline came before the last was made."""
         try:
-            tiles = camera_tiles(images, self.cameras, self.manifest.images, lambda: wanted.interruption() is not None)
+            tiles = camera_tiles(images, self.cameras, self.manifest.images, wanted.deadline)
         except DeadlineExpiredError:
             return None
         return self._refresh.taken(tiles)

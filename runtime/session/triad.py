@@ -54,7 +54,6 @@ def branch(
     *,
     room: int = ROOM,
     deadline: Deadline | None = None,
-    cancelled: Callable[[], bool] | None = None,
 ) -> tuple[Logits, Cache]:
     """Read each question [Q_i ids] after a copy of the one-row prefix. Returns logits [B, V] and a cache of B rows.
 
@@ -62,7 +61,7 @@ def branch(
     """
     assert prefix.batch == 1
     copies = prefix.select([0] * len(questions), room=max(map(len, questions)) + room)
-    return decoder.read(questions, copies, deadline, cancelled)
+    return decoder.read(questions, copies, deadline)
 
 
 def decode(
@@ -76,13 +75,12 @@ def decode(
     on_token: Callable[[int, Branch], None],
     branches: list[Branch] | None = None,
     sampler: Sampler | None = None,
-    cancelled: Callable[[], bool] | None = None,
 ) -> list[Branch]:
     """Generate until every branch has ended, from the logits [B, V] that follow its question. With constraints they are spoilt.
 
     max_new_tokens: after which an answer is cut; what the grammar forces behind the last of them is kept, it costs nothing.
     on_token(index, branch) is called for every branch that has not ended, once a step and once more when it ends. branches: as
-    `opened` gives them, None = free text. sampler: None = greedy. cancelled: asked where the deadline is.
+    `opened` gives them, None = free text. sampler: None = greedy.
     Raises RunnerError.
     """
     branches = [Branch() for _ in range(cache.batch)] if branches is None else branches
@@ -90,7 +88,7 @@ def decode(
     rows = list(range(cache.batch))  # branch of each row of the batch
     while True:
         _choose(sampler, logits, branches, rows, stop_id, max_new_tokens)
-        _end(branches, rows, _interruption(deadline, cancelled), deadline)
+        _end(branches, rows, deadline.interruption(), deadline)
         for row in rows:
             on_token(row, branches[row])
         going = [i for i, row in enumerate(rows) if branches[row].finish_reason is None]
@@ -99,9 +97,9 @@ def decode(
         if len(going) < len(rows):
             cache, rows = cache.compact(going), [rows[i] for i in going]
         try:
-            logits, cache = _read(decoder, [branches[row] for row in rows], cache, deadline, cancelled)
+            logits, cache = _read(decoder, [branches[row] for row in rows], cache, deadline)
         except DeadlineExpiredError:  # between two calls of one step: its logits are not all there
-            _end(branches, rows, _interruption(deadline, cancelled) or "deadline", deadline)
+            _end(branches, rows, deadline.interruption() or "deadline", deadline)
             for row in rows:
                 on_token(row, branches[row])
             return branches
@@ -158,12 +156,6 @@ def _forced(constraint: Constraint | None, token: int) -> list[int]:
     return constraint.forced()
 
 
-def _interruption(deadline: Deadline, cancelled: Callable[[], bool] | None) -> FinishReason | None:
-    if cancelled is not None and cancelled():
-        return "cancelled"
-    return "deadline" if deadline.expired() else None
-
-
 def _end(branches: Sequence[Branch], rows: Sequence[int], reason: FinishReason | None, deadline: Deadline) -> None:
     for row in rows:
         state = branches[row]
@@ -171,13 +163,7 @@ def _end(branches: Sequence[Branch], rows: Sequence[int], reason: FinishReason |
         state.finished_ms = deadline.elapsed_ms()
 
 
-def _read(
-    decoder: Decoder,
-    states: Sequence[Branch],
-    cache: Cache,
-    deadline: Deadline,
-    cancelled: Callable[[], bool] | None,
-) -> tuple[Logits, Cache]:
+def _read(decoder: Decoder, states: Sequence[Branch], cache: Cache, deadline: Deadline) -> tuple[Logits, Cache]:
     """One step: every row reads its next token, or all it has."""
     parts = []
     for state in states:
@@ -186,7 +172,7 @@ def _read(
         state.pending = state.pending[count:]
     if all(len(part) == 1 for part in parts):
         return decoder.step([part[0] for part in parts], cache)
-    return decoder.read(parts, cache, deadline, cancelled)
+    return decoder.read(parts, cache, deadline)
 
 
 def forced_logits(

@@ -126,8 +126,17 @@ def test_an_image_that_is_none_names_its_camera(shape: tuple[int, ...]) -> None:
         camera_tiles({"CAM_FRONT": np.zeros((4, 4, 3), np.float32)}, (), ImageSettings(8))  # type: ignore[dict-item]
 
 
-def test_a_deadline_expires() -> None:
-    assert Deadline(0).expired()
-    assert not Deadline(None).expired()
-    assert not Deadline(60_000).expired()
+def test_a_deadline_ends_an_answer_when_it_passes_or_nobody_wants_it_any_more() -> None:
+    assert Deadline(0).interruption() == "deadline"
+    assert Deadline(None).interruption() is None
+    assert Deadline(60_000).interruption() is None
+    assert Deadline(60_000, lambda: False).interruption() is None
+    assert Deadline(60_000, lambda: True).interruption() == Deadline(0, lambda: True).interruption() == "cancelled"
     assert Deadline().elapsed_ms() >= 0
+
+
+def test_a_deadline_tells_what_is_left() -> None:
+    assert Deadline().left_ms() is None
+    assert Deadline(0).left_ms() == 0
+    left_ms = Deadline(60_000).left_ms()
+    assert left_ms is not None and 50_000 < left_ms <= 60_000

@@ -19,7 +19,7 @@ from drivekd.errors import RunnerError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Session, load_bundle, read_bundle
 from drivekd.runtime.answers.cut_answers import structured_answer
-from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.deadline import Cancelled, Deadline, Interruption
 from drivekd.runtime.answers.grammar import Grammars
 from drivekd.runtime.answers.schemas import ACTIONS, default_schemas, valid_answer
 from drivekd.runtime.bundle.manifest import DIALECTS
@@ -219,8 +219,8 @@ class Clock(Deadline):
         super().__init__()
         self._calls, self._allowed = calls, allowed
 
-    def expired(self) -> bool:
-        return len(self._calls) >= self._allowed
+    def interruption(self) -> Interruption | None:
+        return "deadline" if len(self._calls) >= self._allowed else None
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=3)])
@@ -241,7 +241,7 @@ def test_whichever_call_passes_the_deadline_is_the_last(asker: Asker, sampling: 
 
 
 def test_cancelling_ends_the_answers(asker: Asker) -> None:
-    asked = asker.ask(cancelled=lambda: len(asker.calls) >= 5)
+    asked = asker.ask(deadline=Deadline(None, lambda: len(asker.calls) >= 5))
     assert len(asker.calls) == 5
     assert {state.finish_reason for state in asked.values()} == {"cancelled"}
 
@@ -307,8 +307,8 @@ def recorded_deadlines(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     found: list[float] = []
     make = Deadline.__init__
 
-    def recording(self: Any, limit_ms: float | None = None) -> None:
-        make(self, limit_ms)
+    def recording(self: Any, limit_ms: float | None = None, cancelled: Cancelled | None = None) -> None:
+        make(self, limit_ms, cancelled)
         found.append(self._start + (np.inf if limit_ms is None else limit_ms / 1000))
 
     monkeypatch.setattr(Deadline, "__init__", recording)

@@ -23,10 +23,11 @@ def test_a_read_ends_between_two_calls(
     decoder = shared_session.decoder
     sequences = [[5] * length for length in lengths]
     start = decoder.engine_calls
-    monkeypatch.setattr(Deadline, "expired", lambda self: decoder.engine_calls - start >= last)
-    options: dict[str, Any] = {"deadline": Deadline()} if reason == "deadline" else {"cancelled": Deadline().expired}
+    if reason == "deadline":
+        monkeypatch.setattr(Deadline, "elapsed_ms", lambda self: decoder.engine_calls - start)
+    deadline = Deadline(last) if reason == "deadline" else Deadline(None, lambda: decoder.engine_calls - start >= last)
     with pytest.raises(DeadlineExpiredError):
-        decoder.read(sequences, decoder.empty_cache(len(lengths), room=9), **options)
+        decoder.read(sequences, decoder.empty_cache(len(lengths), room=9), deadline)
     assert decoder.engine_calls - start == last
 
 

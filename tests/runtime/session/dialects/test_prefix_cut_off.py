@@ -56,8 +56,8 @@ def test_what_was_read_before_the_deadline_is_kept(
     late = calls.after(allowed)
     with monkeypatch.context() as patch:
         if how == "deadline":
-            patch.setattr(Deadline, "expired", lambda self: late())
-        found = kept.prefix.read(frame, Deadline(), late if how == "cancelled" else None)
+            patch.setattr(Deadline, "interruption", lambda self: "deadline" if late() else None)
+        found = kept.prefix.read(frame, Deadline(None, late if how == "cancelled" else None))
     counts.append(kept.prefix.counts)
     assert (found is None) == (allowed < total)
     start = calls.made()
@@ -77,7 +77,7 @@ def test_a_frame_that_was_cut_off_leaves_no_trace(
     """The next frame differs from both; frames are cut off again and again."""
     rng, calls, now = np.random.default_rng(allowed), Calls(kept, monkeypatch), frame
     for _ in range(4):
-        kept.prefix.read(now, Deadline(), calls.after(allowed))
+        kept.prefix.read(now, Deadline(None, calls.after(allowed)))
         now = changed(now, rng.choice(list(frame), 2), rng)
     assert_bits_equal(read(kept, now), read_anew(anew, now))
 
