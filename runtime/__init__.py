@@ -4,6 +4,7 @@ if __name__ != "drivekd.runtime":
     raise ImportError("import drivekd.runtime")
 
 from .answers.answer import Answer, FinishReason
+from .answers.ask import GREEDY, Answering, Ask, Sampling
 from .bench import BenchReport, bench_bundle
 from .bundle.manifest import Manifest
 from .bundle.reader import read_bundle
@@ -12,13 +13,14 @@ from .load import load_bundle
 from .meters.health import HealthSnapshot
 from .resilience.ladder import Ladder, Rung
 from .resilience.worker import WorkerSession, WorkerSettings
-from .session.sampling import GREEDY, Sampling
 from .session.session import AnswerSession, Session
 
 __all__ = [
     "GREEDY",
     "Answer",
     "AnswerSession",
+    "Answering",
+    "Ask",
     "BenchReport",
     "CheckReport",
     "FinishReason",

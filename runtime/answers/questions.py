@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from drivekd.errors import UsageError
 
@@ -32,28 +32,3 @@ def merged_variables(defaults: Mapping[str, object], given: Mapping[str, object]
         known = ", ".join(defaults) or "none"
         raise UsageError(f"variable {unknown[0]!r} is unknown to this bundle; it has: {known}")
     return {**defaults, **given}
-
-
-def asked_questions(
-    prompts: Mapping[str, str],
-    defaults: Mapping[str, object],
-    capabilities: Sequence[str] | None,
-    question: str | None,
-    given: Mapping[str, object] | None,
-) -> dict[str, str]:
-    """What is asked, by capability: the bundle's templates with their variables filled in, or one literal `question`.
-
-    capabilities: None = all of the bundle's. Raises UsageError: an unknown capability or variable, none, or several for one
-    question.
-    """
-    values = merged_variables(defaults, given)
-    if question is not None:
-        if capabilities is not None and len(capabilities) != 1:
-            raise UsageError(f"one free question is asked under one capability, got {len(capabilities)}")
-        return {capabilities[0] if capabilities else "question": question}
-    names = prompts if capabilities is None else capabilities
-    if not names:
-        raise UsageError(f"no capability asked; this bundle has: {', '.join(prompts)}")
-    if unknown := [name for name in names if name not in prompts]:
-        raise UsageError(f"capability {unknown[0]!r} is unknown; this bundle has: {', '.join(prompts)}")
-    return {name: fill_template(prompts[name], values) for name in names}

@@ -18,15 +18,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any
 
 from drivekd.errors import BundleError, DrivekdError, RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
-from drivekd.runtime.answers.deadline import Cancelled, Deadline
+from drivekd.runtime.answers.ask import Answering, Ask, OnText
+from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
-from drivekd.runtime.session.generation import OnText
-from drivekd.runtime.session.sampling import GREEDY, Sampling
 from drivekd.runtime.session.session import AnswerSession
 
 from .backoff import FIRST_COOL_DOWN_S, LONGEST_COOL_DOWN_S, BackOff
@@ -48,7 +46,7 @@ class Rung:
     standby: bool = True
 
 
-class Ladder:
+class Ladder(Answering):
     """A Session's face on several of them, best first. One thread at a time; health() from any.
 
     capabilities, cameras, variables, manifest: of the best rung that stands by. backend, bundle_digest, timings_ms, counts: of
@@ -98,37 +96,15 @@ class Ladder:
         restarts = sum(rung.restarts for rung in rungs if rung)
         return replace(now, state="no_output" if self._no_output else now.state, restarts=restarts)
 
-    def answer(
-        self,
-        images: Mapping[str, RGBImage],
-        *,
-        capabilities: Sequence[str] | None = None,
-        question: str | None = None,
-        variables: Mapping[str, object] | None = None,
-        deadline_ms: float | None = None,
-        on_text: OnText | None = None,
-        max_new_tokens: int | None = None,
-        structured: bool = False,
-        sampling: Sampling = GREEDY,
-        cancelled: Cancelled | None = None,
-    ) -> dict[str, Answer]:
-        """As Session.answer; Answer.backend says which engine it was.
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+        """As Session.answer_ask; Answer.backend says which engine it was.
 
         on_text: of the rung that speaks first. When it fails in the middle, the returned answers are another rung's.
-        Raises UsageError and DataError as Session.answer does; RunnerError: no rung has answered in time.
+        Raises UsageError and DataError as that does; RunnerError: no rung has answered in time.
         """
         if self._closed:
             raise RunnerError("the ladder is closed; make another")
-        options: dict[str, Any] = {
-            "capabilities": capabilities,
-            "question": question,
-            "variables": variables,
-            "max_new_tokens": max_new_tokens,
-            "structured": structured,
-            "sampling": sampling,
-            "cancelled": cancelled,
-        }
-        clock, stream = Deadline(deadline_ms), _Stream(on_text)
+        clock, stream = Deadline(ask.deadline_ms), _Stream(ask.on_text)
         errors: list[str] = []
         for index, step in enumerate(self._steps):
             if not step.due() and index < len(self._steps) - 1:
@@ -136,10 +112,8 @@ class Ladder:
             if errors and clock.interruption():
                 errors.append(f"no time is left for {step.rung.name}")
                 break
-            options["on_text"] = stream.of(index)
-            options["deadline_ms"] = clock.left_ms()
             try:
-                answers = step.answer(images, options)
+                answers = step.answer(images, replace(ask, on_text=stream.of(index), deadline_ms=clock.left_ms()))
             except (RunnerError, BundleError, MemoryError) as error:
                 errors.append(step.failed(error))
             else:
@@ -212,16 +186,16 @@ class _Step:
             self.session = self.rung.open()
         return self.session
 
-    def answer(self, images: Mapping[str, RGBImage], options: Mapping[str, Any]) -> dict[str, Answer]:
-        """Raises as Session.answer does, and as `open`."""
+    def answer(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+        """Raises as Session.answer_ask does, and as `open`."""
         session, rung = self.open(), self.rung
         kept = {name: image for name, image in images.items() if rung.cameras is None or name in rung.cameras}
         if images and not kept:
             raise RunnerError(f"it looks at {', '.join(rung.cameras or ())}; this frame has {', '.join(images)}")
-        limit = options["max_new_tokens"]
+        limit = ask.max_new_tokens
         if rung.max_new_tokens is not None:
             limit = min(rung.max_new_tokens, limit or session.manifest.generation.max_new_tokens)
-        answers = session.answer(kept, **{**options, "max_new_tokens": limit})
+        answers = session.answer_ask(kept, replace(ask, max_new_tokens=limit))
         self._backoff.succeeded()
         return answers
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 
 from drivekd.errors import DrivekdError
 from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.ask import Ask
 from drivekd.runtime.bundle.manifest import Manifest, Variable
 from drivekd.runtime.meters.health import Memory, memory_mb
 from drivekd.runtime.session.session import Session
@@ -59,11 +60,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Request:
-    """One frame to answer. options: of Session.answer. stream: send Text as it grows."""
+    """One frame to answer. stream: send Text as it grows. The ask's own on_text and cancelled stay with the parent."""
 
     frame: int
     images: list[PlacedImage]
-    options: dict[str, Any]
+    ask: Ask
     stream: bool
 
 
@@ -146,13 +147,13 @@ def _reply(session: Session, connection: Connection, images: SharedImageReader, 
     def send_text(capability: str, piece: str) -> None:
         connection.send(Text(request.frame, capability, piece))
 
+    ask = replace(
+        request.ask,
+        on_text=send_text if request.stream else None,
+        cancelled=lambda: images.cancelled(request.frame),
+    )
     try:
-        answers = session.answer(
-            images.read(request.images),
-            on_text=send_text if request.stream else None,
-            cancelled=lambda: images.cancelled(request.frame),
-            **request.options,
-        )
+        answers = session.answer_ask(images.read(request.images), ask)
     except DrivekdError as error:
         return Failed(request.frame, error)
     return Done(request.frame, answers, session.timings_ms, session.counts, memory_mb())

@@ -13,25 +13,24 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
 from drivekd.errors import BundleError, DrivekdError, RunnerError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
-from drivekd.runtime.answers.deadline import Cancelled, Deadline
+from drivekd.runtime.answers.ask import Answering, Ask
+from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.bundle.manifest import Manifest, Variable
 from drivekd.runtime.load import load_bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
-from drivekd.runtime.session.generation import OnText
-from drivekd.runtime.session.sampling import GREEDY, Sampling
 
 from .backoff import FIRST_RESTART_S, LONGEST_RESTART_S, BackOff
 from .child import Child, ChildLostError
 from .server import Done, Failed, OpenSession, Ready, Request, Start, Text
-from .shared_images import SharedImages
+from .shared_images import PlacedImage, SharedImages
 
 HANG_SHARE = 1.75  # of the deadline; what is left of twice the deadline is for killing the child and saying so
 CLOSE_S = 1.0
@@ -55,7 +54,7 @@ class WorkerSettings:
     failures: int = 3  # after an illegal memory access CUDA refuses every call of the process
 
 
-class WorkerSession:
+class WorkerSession(Answering):
     """A Session's face on a child process. One thread at a time; health() from any.
 
     timings_ms, counts: as Session's; "total" includes the way to the child and back.
@@ -152,37 +151,16 @@ class WorkerSession:
                 return False
         return True
 
-    def answer(
-        self,
-        images: Mapping[str, RGBImage],
-        *,
-        capabilities: Sequence[str] | None = None,
-        question: str | None = None,
-        variables: Mapping[str, object] | None = None,
-        deadline_ms: float | None = None,
-        on_text: OnText | None = None,
-        max_new_tokens: int | None = None,
-        structured: bool = False,
-        sampling: Sampling = GREEDY,
-        cancelled: Cancelled | None = None,
-    ) -> dict[str, Answer]:
-        """As Session.answer, in the child; on_text and cancelled are called here.
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+        """As Session.answer_ask, in the child; on_text and cancelled are called here.
 
-        Raises what Session.answer raises, and RunnerError when the child was lost with this frame or is starting.
+        Raises what that raises, and RunnerError when the child was lost with this frame or is starting.
         """
         self._check_open()
-        options: dict[str, object] = {
-            "capabilities": capabilities,
-            "question": question,
-            "variables": variables,
-            "max_new_tokens": max_new_tokens,
-            "structured": structured,
-            "sampling": sampling,
-        }
-        caller = _Caller(Deadline(deadline_ms), self._hang_ms(deadline_ms), on_text, cancelled)
+        caller = _Caller(ask, Deadline(ask.deadline_ms), self._hang_ms(ask.deadline_ms))
         self.timings_ms, self.counts = {}, {}
         try:
-            done = self._answer(images, options, caller)
+            done = self._answer(images, caller)
         except RunnerError as error:
             self._health.failed(str(error))
             raise
@@ -192,7 +170,7 @@ class WorkerSession:
         self._health.answered(done.answers.values(), self.timings_ms)
         return done.answers
 
-    def _answer(self, images: Mapping[str, RGBImage], options: dict[str, object], caller: _Caller) -> Done:
+    def _answer(self, images: Mapping[str, RGBImage], caller: _Caller) -> Done:
         if not self.wait_ready(0.0):
             raise RunnerError(f"the worker is starting ({self._why})")
         try:
@@ -200,8 +178,7 @@ class WorkerSession:
             placed = self._images.write(images)
             self._frame += 1
             self._unfinished = self._frame
-            options = {**options, "deadline_ms": caller.clock.left_ms()}
-            self._child.send(Request(self._frame, placed, options, stream=caller.on_text is not None))
+            self._child.send(caller.request(self._frame, placed))
             reply = self._receive(self._frame, caller)
         except ChildLostError as error:
             raise RunnerError(self._restart(f"the worker {error}")) from error
@@ -223,17 +200,18 @@ class WorkerSession:
     def _settle(self, caller: _Caller) -> None:
         """Wait for the end of a frame that its caller has left: the child may still read the images, overwritten next."""
         if self._unfinished:
-            self._receive(self._unfinished, _Caller(caller.clock, caller.hang_ms))
+            self._receive(self._unfinished, _Caller(Ask(), caller.clock, caller.hang_ms))
 
     def _receive(self, frame: int, caller: _Caller) -> Done | Failed:
         """The reply to a frame, its texts handed on as they come. Raises ChildLostError."""
+        on_text, cancelled = caller.ask.on_text, caller.ask.cancelled
         while True:
             left_s = caller.patience_s()
-            if caller.cancelled is not None and caller.cancelled():
+            if cancelled is not None and cancelled():
                 self._images.cancel(frame)
-            reply = self._child.receive(left_s if caller.cancelled is None else min(left_s, CANCEL_POLL_S))
-            if isinstance(reply, Text) and reply.frame == frame and caller.on_text is not None:
-                caller.on_text(reply.capability, reply.piece)
+            reply = self._child.receive(left_s if cancelled is None else min(left_s, CANCEL_POLL_S))
+            if isinstance(reply, Text) and reply.frame == frame and on_text is not None:
+                on_text(reply.capability, reply.piece)
             elif isinstance(reply, (Done, Failed)) and reply.frame == frame:
                 self._unfinished, self._memory = 0, reply.memory
                 return reply
@@ -312,10 +290,14 @@ class WorkerSession:
 class _Caller:
     """Who waits for a frame, since clock's start. hang_ms: how long before its child is given up."""
 
+    ask: Ask
     clock: Deadline
     hang_ms: float
-    on_text: OnText | None = None
-    cancelled: Cancelled | None = None
+
+    def request(self, frame: int, images: list[PlacedImage]) -> Request:
+        """For the child: what is left of the deadline; on_text and cancelled, which stay here, have their own ways there."""
+        ask = replace(self.ask, deadline_ms=self.clock.left_ms(), on_text=None, cancelled=None)
+        return Request(frame, images, ask, stream=self.ask.on_text is not None)
 
     def patience_s(self) -> float:
         return max(self.hang_ms - self.clock.elapsed_ms(), 0.0) / 1000

@@ -8,6 +8,7 @@ from functools import partial
 
 from drivekd.chat import PromptEncoder
 from drivekd.images import RGBImage
+from drivekd.runtime.answers.ask import OnText
 from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.decoder.protocol import Cache, Decoder
 
@@ -41,8 +42,6 @@ class TextStream:
 
 
 COUNTS = ("images_encoded", "tokens_prefilled", "engine_calls", "tokens_forced")
-
-OnText = Callable[[str, str], None]
 
 
 @dataclass(frozen=True)

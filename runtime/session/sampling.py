@@ -8,39 +8,16 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drivekd.errors import RunnerError, UsageError
+from drivekd.errors import RunnerError
+from drivekd.runtime.answers.ask import GREEDY, Sampling
 
 Tokens: TypeAlias = NDArray[np.int64]  # [B]
 Logprobs: TypeAlias = NDArray[np.float64]  # [B], natural
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temperature: 0 = always the likeliest. top_p: from the smallest set that holds this probability.
-
-    seed: the same seed gives the same answer to the same frame. Raises UsageError: out of range.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.temperature <= 100:
-            raise UsageError(f"temperature is {self.temperature}; expected 0 (the likeliest token) to 100")
-        if not 0 < self.top_p <= 1:
-            raise UsageError(f"top_p is {self.top_p}; expected above 0 and at most 1")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}; expected 0 or more")
-
-
-GREEDY = Sampling()
 
 
 class Mask(Protocol):

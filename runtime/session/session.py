@@ -16,11 +16,11 @@ from drivekd.chat import PromptEncoder
 from drivekd.errors import RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer, answer_fields
+from drivekd.runtime.answers.ask import Answering, Ask
 from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes
 from drivekd.runtime.answers.cut_answers import structured_answer
-from drivekd.runtime.answers.deadline import Cancelled, Deadline, DeadlineExpiredError
+from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Grammars
-from drivekd.runtime.answers.questions import asked_questions
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
 from drivekd.runtime.bundle.manifest import Manifest, Variable
 from drivekd.runtime.bundle.reader import Bundle
@@ -28,13 +28,13 @@ from drivekd.runtime.engine.backends import choose_dialect
 from drivekd.runtime.meters.health import Health, HealthSnapshot
 
 from .cameras import Refresh, camera_tiles
-from .generation import Generation, OnText, Wanted
+from .generation import Generation, Wanted
 from .model import Engines
-from .sampling import GREEDY, Sampler, Sampling
+from .sampling import Sampler
 from .triad import Branch, forced_logits, opened
 
 
-class Session:
+class Session(Answering):
     """Answers about frames. One thread at a time.
 
     capabilities, cameras, variables: what the bundle was exported with. dialect: how its decoder keeps K/V. schemas: of
@@ -96,44 +96,20 @@ class Session:
         """Counters, latencies by stage and memory since the session began."""
         return self._health.snapshot()
 
-    def answer(
-        self,
-        images: Mapping[str, RGBImage],
-        *,
-        capabilities: Sequence[str] | None = None,
-        question: str | None = None,
-        variables: Mapping[str, object] | None = None,
-        deadline_ms: float | None = None,
-        on_text: OnText | None = None,
-        max_new_tokens: int | None = None,
-        structured: bool = False,
-        sampling: Sampling = GREEDY,
-        cancelled: Cancelled | None = None,
-    ) -> dict[str, Answer]:
-        """Answer the bundle's question of each capability, or one free `question`, about one frame.
-
-        images: uint8 RGB [H, W, 3] by camera name. capabilities: None = all. question: asked literally, under the single
-        capability named or "question". variables: values for the templates, such as {"ego_speed_mps": 8}. deadline_ms: from
-        now; the answers then end with finish_reason "deadline", at most one engine call later. on_text(capability, piece): text
-        as it is generated. max_new_tokens: per capability. structured: JSON that fits the capability's schema, whatever
-        happens; what was cut is null. cancelled: asked between engine calls; True ends the answers.
-        Raises UsageError (unknown capability, camera, variable; chat markers; a free question has no schema), DataError (a bad
-        image), RunnerError.
-        """
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+        """As Answering says. One batch: the prefix is read once, the questions branch off."""
         if self._closed:
             raise RunnerError("the session is closed; load the bundle again")
-        deadline = Deadline(deadline_ms, cancelled)
+        deadline = Deadline(ask.deadline_ms, ask.cancelled)
         self.timings_ms, self.counts = {}, {}
-        if structured and question is not None:
-            raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
-        questions = asked_questions(self.manifest.prompts, self.variables, capabilities, question, variables)
-        limit = self.manifest.generation.max_new_tokens if max_new_tokens is None else max_new_tokens
-        branches = [opened(self._grammars.constraint(name) if structured else None) for name in questions]
+        questions = ask.questions(self.manifest.prompts, self.variables)
+        limit = self.manifest.generation.max_new_tokens if ask.max_new_tokens is None else ask.max_new_tokens
+        branches = [opened(self._grammars.constraint(name) if ask.structured else None) for name in questions]
         ids = {
             name: [*self.prompts.suffix(text), *state.tokens]
             for (name, text), state in zip(questions.items(), branches, strict=True)
         }
-        wanted = Wanted(ids, branches, limit, Sampler(sampling, tuple(ids)), deadline, on_text)
+        wanted = Wanted(ids, branches, limit, Sampler(ask.sampling, tuple(ids)), deadline, ask.on_text)
         self._check_length(len(images), wanted)
         answers = self._answers(images, wanted)
         self.timings_ms["total"] = deadline.elapsed_ms()
@@ -163,15 +139,13 @@ class Session:
 
     def questions(self, variables: Mapping[str, object] | None = None) -> dict[str, str]:
         """The bundle's question of each capability with its variables filled in. Raises UsageError."""
-        return asked_questions(self.manifest.prompts, self.variables, None, None, variables)
+        return Ask(variables=variables).questions(self.manifest.prompts, self.variables)
 
     def prefill_logits(self, images: Mapping[str, RGBImage], question: str) -> NDArray[np.float32]:
         """Logits [V] of the first answer token to a literal question."""
         return np.asarray(self.forced_logits(images, [question], np.zeros((1, 1), np.int64))[0, 0], np.float32)
 
     def _check_length(self, num_images: int, wanted: Wanted) -> None:
-        if wanted.max_new_tokens < 1:
-            raise UsageError(f"max_new_tokens is {wanted.max_new_tokens}; an answer takes at least 1")
         limit = self.manifest.model.max_positions
         longest = self._generation.num_tokens(num_images, wanted)
         if longest > limit:
@@ -242,7 +216,7 @@ def _calibration(bundle: Bundle) -> dict[str, Calibration]:
     return {} if data is None else calibration_from_bytes(data, str(bundle.path))
 
 
-class AnswerSession(Protocol):
+class AnswerSession(Answering, Protocol):
     """Session says what each of these means."""
 
     timings_ms: dict[str, float]
@@ -260,21 +234,6 @@ class AnswerSession(Protocol):
     def backend(self) -> str: ...
     @property
     def manifest(self) -> Manifest: ...
-
-    def answer(
-        self,
-        images: Mapping[str, RGBImage],
-        *,
-        capabilities: Sequence[str] | None = None,
-        question: str | None = None,
-        variables: Mapping[str, object] | None = None,
-        deadline_ms: float | None = None,
-        on_text: OnText | None = None,
-        max_new_tokens: int | None = None,
-        structured: bool = False,
-        sampling: Sampling = GREEDY,
-        cancelled: Cancelled | None = None,
-    ) -> dict[str, Answer]: ...
 
     def health(self) -> HealthSnapshot: ...
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from drivekd.errors import BundleError, RunnerError
 from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.ask import Ask
 
 
 @dataclass
@@ -45,16 +45,7 @@ class FakeSession:
     def __exit__(self, *_: object) -> None:
         self.open = False
 
-    def answer(
-        self,
-        images: dict[str, np.ndarray],
-        *,
-        capabilities: Sequence[str] | None = None,
-        question: str | None = None,
-        variables: Mapping[str, object] | None = None,
-        deadline_ms: float | None = None,
-        on_text: object = None,
-    ) -> dict[str, Answer]:
+    def answer_ask(self, images: dict[str, np.ndarray], ask: Ask) -> dict[str, Answer]:
         assert self.open, "answer outside of the context"
         self.calls += 1
         if self.frozen_after and self.calls > self.frozen_after:
@@ -64,14 +55,14 @@ class FakeSession:
             raise RunnerError("the engine refused a red picture")
         for number in range(self.words):
             time.sleep(self.delay_s)
-            if callable(on_text):
-                on_text("perception", f"word{number} ")
+            if ask.on_text is not None:
+                ask.on_text("perception", f"word{number} ")
         self.timings_ms = {"vision": 1.5, "decode": 2.5}
-        speed = (variables or {}).get("ego_speed_mps")
-        says = json.dumps({"seen": seen, "speed": speed, "question": question})
+        speed = (ask.variables or {}).get("ego_speed_mps")
+        says = json.dumps({"seen": seen, "speed": speed, "question": ask.question})
         return {
             name: Answer(name, f"{name} {says}", {"final": name}, tokens=self.words, mean_logprob=-0.5)
-            for name in (["question"] if question else capabilities or self.capabilities)
+            for name in (["question"] if ask.question else ask.capabilities or self.capabilities)
         }
 
 

@@ -32,9 +32,9 @@ def frame_set(colour: tuple[int, int, int] = (1, 2, 3), stamp_ns: int = 10_000 *
 class SpySession(FakeSession):
     """Keeps what it was asked with."""
 
-    def answer(self, images, **asked):
-        self.asked = asked
-        return super().answer(images, **asked)
+    def answer_ask(self, images, ask):
+        self.asked = ask
+        return super().answer_ask(images, ask)
 
 
 def pipeline(session: FakeSession, **changes: object) -> Pipeline:
@@ -54,8 +54,8 @@ def test_answers_tell_the_picture_and_the_time_it_took() -> None:
 def test_the_speed_is_told_as_the_bundle_was_trained(own: float, told: float) -> None:
     session = SpySession(variables={"ego_speed_mps": own})
     result = pipeline(session).answer_frame(frame_set(), lambda capability, piece: None)
-    assert session.asked["variables"] == {"ego_speed_mps": told}
-    assert isinstance(session.asked["variables"]["ego_speed_mps"], type(own))
+    assert session.asked.variables == {"ego_speed_mps": told}
+    assert isinstance(session.asked.variables["ego_speed_mps"], type(own))
     assert result.speed == (told, False)
 
 
@@ -67,23 +67,23 @@ def test_a_required_speed_that_is_missing_drops_the_frame() -> None:
 def test_a_bundle_without_a_speed_in_its_questions_is_told_none() -> None:
     session = SpySession(variables={})
     pipeline(session).answer_frame(frame_set(), lambda capability, piece: None)
-    assert session.asked["variables"] == {}
+    assert session.asked.variables == {}
 
 
 def test_the_deadline_is_what_decoding_left_of_it() -> None:
     session = SpySession()
     pipeline(session, deadline_ms=500.0).answer_frame(frame_set(), lambda capability, piece: None)
-    assert 0 < session.asked["deadline_ms"] < 500
+    assert 0 < session.asked.deadline_ms < 500
     pipeline(session, deadline_ms=1e-6).answer_frame(frame_set(), lambda capability, piece: None)
-    assert session.asked["deadline_ms"] == 1.0
+    assert session.asked.deadline_ms == 1.0
     pipeline(session).answer_frame(frame_set(), lambda capability, piece: None)
-    assert session.asked["deadline_ms"] is None
+    assert session.asked.deadline_ms is None
 
 
 def test_a_question_goes_to_the_session_alone() -> None:
     session = SpySession()
     result = pipeline(session).answer_question(frame_set(), "What is red?", 0.0, lambda capability, piece: None)
-    assert (session.asked["question"], session.asked["capabilities"]) == ("What is red?", None)
+    assert (session.asked.question, session.asked.capabilities) == ("What is red?", None)
     assert len(result.answers) == 1
 
 

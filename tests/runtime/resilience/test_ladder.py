@@ -16,7 +16,7 @@ from worker_faults import ENGINE_FAULTS, open_faulty, spoil
 
 from drivekd.errors import BundleError, DataError, RunnerError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime import Answer, Session, load_bundle
+from drivekd.runtime import Answer, Answering, Ask, Session, load_bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot
 from drivekd.runtime.resilience.ladder import Ladder, Rung
 from drivekd.runtime.resilience.worker import WorkerSession, WorkerSettings
@@ -196,7 +196,7 @@ def test_a_rung_that_cannot_be_opened_is_left_out(bundle: Path, tmp_path: Path) 
 
 
 @dataclass
-class Script:
+class Script(Answering):
     """A session that does what its script says: the ladder's own logic, without an engine."""
 
     name: str
@@ -213,7 +213,7 @@ class Script:
     def backend(self) -> str:
         return self.name
 
-    def answer(self, images: Mapping[str, RGBImage], **options: Any) -> dict[str, Answer]:
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         if not self.works():
             raise RunnerError(f"{self.name} is broken")
         return {"planning": Answer("planning", "Brake.", backend=self.name)}
@@ -258,12 +258,12 @@ def test_the_best_rung_that_is_due_and_works_answers(frames: list[tuple[list[boo
 
 def test_the_next_rung_gets_the_time_that_is_left() -> None:
     class Slow(Script):
-        def answer(self, images: Mapping[str, RGBImage], **options: Any) -> dict[str, Answer]:
-            given_ms.append(options["deadline_ms"])
+        def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+            given_ms.append(ask.deadline_ms)
             time.sleep(0.02)
-            return super().answer(images, **options)
+            return super().answer_ask(images, ask)
 
-    given_ms: list[float] = []
+    given_ms: list[Any] = []
     rungs = [Rung("a", lambda: Slow("a", lambda: False)), Rung("b", lambda: Slow("b", lambda: True))]
     with Ladder(rungs) as ladder:
         ladder.answer(frame(0), deadline_ms=60_000.0)

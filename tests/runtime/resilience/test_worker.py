@@ -33,12 +33,12 @@ import drivekd.runtime.resilience.worker as worker_module
 from drivekd.errors import BundleError, DataError, RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Session, read_bundle
+from drivekd.runtime.answers.ask import Sampling
 from drivekd.runtime.meters.health import memory_mb
 from drivekd.runtime.resilience.child import Child
 from drivekd.runtime.resilience.server import Start
 from drivekd.runtime.resilience.shared_images import SharedImageReader
 from drivekd.runtime.resilience.worker import WorkerSession, WorkerSettings
-from drivekd.runtime.session.sampling import Sampling
 
 pytestmark = pytest.mark.numerics
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from drivekd.errors import RunnerError, UsageError
-from drivekd.runtime.session.sampling import GREEDY, Sampler, Sampling, greedy, top2_margin
+from drivekd.runtime.answers.ask import GREEDY, Sampling
+from drivekd.runtime.session.sampling import Sampler, greedy, top2_margin
 
 NAMES = ("perception", "reasoning", "planning")
 

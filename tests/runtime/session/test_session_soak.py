@@ -15,10 +15,10 @@ import pytest
 
 from drivekd.images import RGBImage
 from drivekd.runtime import Session, load_bundle
+from drivekd.runtime.answers.ask import Sampling
 from drivekd.runtime.answers.schemas import default_schemas, valid_answer
 from drivekd.runtime.meters.health import memory_mb
 from drivekd.runtime.resilience.worker import WorkerSession, WorkerSettings
-from drivekd.runtime.session.sampling import Sampling
 
 Images = dict[str, RGBImage]
 FRAMES, WARM_UP, WINDOW = 20_000, 2_000, 2_000

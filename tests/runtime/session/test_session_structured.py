@@ -18,6 +18,7 @@ import drivekd.runtime.session.triad as triad
 from drivekd.errors import RunnerError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Session, load_bundle, read_bundle
+from drivekd.runtime.answers.ask import GREEDY, Sampling
 from drivekd.runtime.answers.cut_answers import structured_answer
 from drivekd.runtime.answers.deadline import Cancelled, Deadline, Interruption
 from drivekd.runtime.answers.grammar import Grammars
@@ -25,7 +26,7 @@ from drivekd.runtime.answers.schemas import ACTIONS, default_schemas, valid_answ
 from drivekd.runtime.bundle.manifest import DIALECTS
 from drivekd.runtime.decoder.protocol import Cache
 from drivekd.runtime.engine.ort import BoundGraph, OrtRunner
-from drivekd.runtime.session.sampling import GREEDY, Sampler, Sampling
+from drivekd.runtime.session.sampling import Sampler
 from drivekd.runtime.session.triad import Branch, branch, decode, opened
 
 CAPABILITIES = ("perception", "reasoning", "planning")

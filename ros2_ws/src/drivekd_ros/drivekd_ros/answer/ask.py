@@ -15,11 +15,12 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.lifecycle import LifecycleNode
 
 from drivekd.errors import DrivekdError
+from drivekd.runtime.answers.ask import OnText
 from drivekd_ros.input.drops import Dropped
 from drivekd_ros.input.inputs import Mailbox
 
 from .inference import Stopped, Worker
-from .pipeline import OnText, Pipeline
+from .pipeline import Pipeline
 
 
 class AskServer:

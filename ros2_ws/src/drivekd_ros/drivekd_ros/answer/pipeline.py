@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 
 from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.ask import Ask, OnText
 from drivekd_ros.input.conversions import CameraMessage, RGBImage, rgb_from_compressed, rgb_from_image
 from drivekd_ros.input.drops import Dropped
 from drivekd_ros.input.ego_speed import EgoSpeed, Speed
@@ -19,7 +20,6 @@ from drivekd_ros.input.mailbox import FrameSet
 MIN_DEADLINE_MS = 1.0  # late already: the session answers with finish_reason "deadline" rather than not at all
 
 SPEED = "ego_speed_mps"  # the one template variable that the node fills
-OnText = Callable[[str, str], None]  # (capability, piece): the next piece of text
 
 
 class Session(Protocol):
@@ -32,16 +32,7 @@ class Session(Protocol):
     backend: str
     timings_ms: dict[str, float]
 
-    def answer(
-        self,
-        images: Mapping[str, RGBImage],
-        *,
-        capabilities: Sequence[str] | None = None,
-        question: str | None = None,
-        variables: Mapping[str, object] | None = None,
-        deadline_ms: float | None = None,
-        on_text: OnText | None = None,
-    ) -> dict[str, Answer]:
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         """Answers by capability about uint8 images [H, W, 3] by camera."""
         ...
 
@@ -91,39 +82,29 @@ class Pipeline:
         """One inference on grey pictures: the first one allocates and is slow. Raises DrivekdError as answering does."""
         grey = {camera: np.full((64, 64, 3), 128, np.uint8) for camera in cameras}
         speed = self._told(self._ego_speed.at(0))
-        self.session.answer(grey, capabilities=self.capabilities, variables=self._variables(speed))
+        self.session.answer_ask(grey, Ask(capabilities=self.capabilities, variables=self._variables(speed)))
 
     def answer_frame(self, frame_set: FrameSet[CameraMessage], on_text: OnText) -> FrameAnswers:
         """Answer all capabilities. Raises DataError for an unusable image, DrivekdError when inference fails, Dropped."""
-        return self._answer(frame_set, None, self._deadline_ms, on_text)
+        ask = Ask(capabilities=self.capabilities, deadline_ms=self._deadline_ms or None, on_text=on_text)
+        return self._answer(frame_set, ask)
 
     def answer_question(
         self, frame_set: FrameSet[CameraMessage], question: str, deadline_ms: float, on_text: OnText
     ) -> FrameAnswers:
         """Answer one free question; the single answer stands under whatever name the session gives it."""
-        return self._answer(frame_set, question, deadline_ms, on_text)
+        return self._answer(frame_set, Ask(question=question, deadline_ms=deadline_ms or None, on_text=on_text))
 
-    def _answer(
-        self,
-        frame_set: FrameSet[CameraMessage],
-        question: str | None,
-        deadline_ms: float,
-        on_text: OnText,
-    ) -> FrameAnswers:
+    def _answer(self, frame_set: FrameSet[CameraMessage], ask: Ask) -> FrameAnswers:
+        """The ask's deadline counts from now; the session has what decoding the images leaves of it."""
         started_s = time.monotonic()
         speed = self._told(self._ego_speed.at(frame_set.stamp_ns))
         if self._twist_required and not speed.measured:
             raise Dropped("no_speed")
         images = {camera: self._image(camera, frame.message) for camera, frame in frame_set.frames.items()}
         decoded_ms = (time.monotonic() - started_s) * 1e3
-        answers = self.session.answer(
-            images,
-            capabilities=None if question else self.capabilities,
-            question=question,
-            variables=self._variables(speed),
-            deadline_ms=max(deadline_ms - decoded_ms, MIN_DEADLINE_MS) if deadline_ms else None,
-            on_text=on_text,
-        )
+        left_ms = None if ask.deadline_ms is None else max(ask.deadline_ms - decoded_ms, MIN_DEADLINE_MS)
+        answers = self.session.answer_ask(images, replace(ask, variables=self._variables(speed), deadline_ms=left_ms))
         total_ms = (time.monotonic() - started_s) * 1e3
         stages_ms = {"image_decode": decoded_ms, **self.session.timings_ms, "total": total_ms}
         return FrameAnswers(answers, frame_set, speed, stages_ms)

@@ -1,0 +1,129 @@
+"""What a frame is asked, and the face of all that answer it: sessions here, in a process of their own, on rungs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from drivekd.errors import UsageError
+from drivekd.images import RGBImage
+
+from .answer import Answer
+from .deadline import Cancelled
+from .questions import fill_template, merged_variables
+
+OnText = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. temperature: 0 = always the likeliest. top_p: from the smallest set that holds this probability.
+
+    seed: the same seed gives the same answer to the same frame. Raises UsageError: out of range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature <= 100:
+            raise UsageError(f"temperature is {self.temperature}; expected 0 (the likeliest token) to 100")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"top_p is {self.top_p}; expected above 0 and at most 1")
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; expected 0 or more")
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask:
+    """What one frame is asked: the bundle's question of each capability, or one free `question`.
+
+    capabilities: None = all. question: asked literally, under the single capability named or "question". variables: values for
+    the templates, such as {"ego_speed_mps": 8}. deadline_ms: from when a session takes the frame; the answers then end with
+    finish_reason "deadline", at most one engine call later. on_text(capability, piece): text as it is generated. max_new_tokens:
+    per capability, None = the bundle's. structured: JSON that fits the capability's schema, whatever happens; what was cut is
+    null. cancelled: asked between engine calls; True ends the answers.
+    """
+
+    capabilities: Sequence[str] | None = None
+    question: str | None = None
+    variables: Mapping[str, object] | None = None
+    deadline_ms: float | None = None
+    on_text: OnText | None = None
+    max_new_tokens: int | None = None
+    structured: bool = False
+    sampling: Sampling = GREEDY
+    cancelled: Cancelled | None = None
+
+    def questions(self, prompts: Mapping[str, str], defaults: Mapping[str, object]) -> dict[str, str]:
+        """What is asked, by capability: the bundle's templates with their variables filled in, or the literal question.
+
+        prompts, defaults: the bundle's templates by capability, and its variables. Everything that can be wrong with what is
+        asked, apart from its length, is found here.
+        Raises UsageError: an unknown capability or variable, none, several or a schema for one question, not one new token.
+        """
+        if self.structured and self.question is not None:
+            raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
+        values, names = merged_variables(defaults, self.variables), self.capabilities
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
+        if self.question is not None:
+            if names is not None and len(names) != 1:
+                raise UsageError(f"one free question is asked under one capability, got {len(names)}")
+            return {names[0] if names else "question": self.question}
+        names = list(prompts) if names is None else names
+        if not names:
+            raise UsageError(f"no capability asked; this bundle has: {', '.join(prompts)}")
+        if unknown := [name for name in names if name not in prompts]:
+            raise UsageError(f"capability {unknown[0]!r} is unknown; this bundle has: {', '.join(prompts)}")
+        return {name: fill_template(prompts[name], values) for name in names}
+
+
+class Answering(Protocol):
+    """Whatever answers frames: it has `answer_ask`, and with it `answer`."""
+
+    @abstractmethod
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+        """Answers by capability about one frame. images: uint8 RGB [H, W, 3] by camera name.
+
+        Raises UsageError (unknown capability, camera, variable; chat markers; a free question has no schema), DataError (a bad
+        image), RunnerError.
+        """
+        ...
+
+    def answer(
+        self,
+        images: Mapping[str, RGBImage],
+        *,
+        capabilities: Sequence[str] | None = None,
+        question: str | None = None,
+        variables: Mapping[str, object] | None = None,
+        deadline_ms: float | None = None,
+        on_text: OnText | None = None,
+        max_new_tokens: int | None = None,
+        structured: bool = False,
+        sampling: Sampling = GREEDY,
+        cancelled: Cancelled | None = None,
+    ) -> dict[str, Answer]:
+        """The same by keyword: an Ask's, which says what each means. Raises as `answer_ask` does.
+
+        session.answer({"CAM_FRONT": image}, capabilities=["planning"], variables={"ego_speed_mps": 8}, deadline_ms=500)
+        """
+        ask = Ask(
+            capabilities=capabilities,
+            question=question,
+            variables=variables,
+            deadline_ms=deadline_ms,
+            on_text=on_text,
+            max_new_tokens=max_new_tokens,
+            structured=structured,
+            sampling=sampling,
+            cancelled=cancelled,
+        )
+        return self.answer_ask(images, ask)

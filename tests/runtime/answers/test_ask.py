@@ -1,0 +1,83 @@
+"""What a frame is asked: found to be wrong in one place, the same by keyword, and fit for the way to another process."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drivekd.errors import UsageError
+from drivekd.images import RGBImage
+from drivekd.runtime import Answer, Answering, Ask, Ladder, Sampling, Session, WorkerSession
+
+PROMPTS = {"perception": "What is near?", "planning": "At {speed} m/s, what next?"}
+DEFAULTS = {"speed": 8}
+IMAGES = {"CAM_FRONT": np.zeros((2, 2, 3), np.uint8)}
+
+
+class Recorder(Answering):
+    """Keeps what it was asked."""
+
+    def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
+        self.asked = ask
+        return {}
+
+
+def test_every_field_of_an_ask_is_a_keyword_of_answer_with_the_same_default() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(Ask)}
+    keywords = inspect.signature(Answering.answer).parameters.values()
+    assert {one.name: one.default for one in keywords if one.kind is one.KEYWORD_ONLY} == fields
+
+
+def test_keywords_arrive_as_they_were_given() -> None:
+    recorder = Recorder()
+    for field in dataclasses.fields(Ask):
+        value: Any = object()
+        recorder.answer(IMAGES, **{field.name: value})
+        assert recorder.asked == Ask(**{field.name: value})
+    recorder.answer(IMAGES)
+    assert recorder.asked == Ask()
+
+
+@pytest.mark.parametrize("kind", [Session, WorkerSession, Ladder])
+def test_the_keywords_stand_once(kind: type[Answering]) -> None:
+    assert kind.answer is Answering.answer
+
+
+def test_an_ask_without_callbacks_is_sent_as_it_is() -> None:
+    ask = Ask(capabilities=("planning",), variables={"speed": 3.5}, deadline_ms=20.0, sampling=Sampling(0.5, seed=3))
+    assert pickle.loads(pickle.dumps(ask)) == ask
+
+
+def test_questions_are_the_bundles_or_one_of_the_callers() -> None:
+    whole = {"perception": "What is near?", "planning": "At 8 m/s, what next?"}
+    assert Ask().questions(PROMPTS, DEFAULTS) == whole
+    assert list(Ask(capabilities=["planning", "perception"]).questions(PROMPTS, DEFAULTS)) == ["planning", "perception"]
+    assert Ask(capabilities=["planning"], variables={"speed": 3.5}).questions(PROMPTS, DEFAULTS) == {
+        "planning": "At 3.5 m/s, what next?"
+    }
+    assert Ask(question="Why {speed}?").questions(PROMPTS, DEFAULTS) == {"question": "Why {speed}?"}
+    assert Ask(question="Why?", capabilities=["planning"]).questions(PROMPTS, DEFAULTS) == {"planning": "Why?"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"question": "Why?", "structured": True}, "a free question has no schema"),
+        ({"question": "Why?", "capabilities": ["planning", "perception"]}, "asked under one capability, got 2"),
+        ({"capabilities": []}, "no capability asked; this bundle has: perception, planning"),
+        ({"capabilities": ["planning", "steering"]}, "capability 'steering' is unknown; this bundle has: perception, planning"),
+        ({"variables": {"sped": 3}}, "variable 'sped' is unknown to this bundle; it has: speed"),
+        ({"question": "Why?", "variables": {"sped": 3}}, "variable 'sped' is unknown"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0; an answer takes at least 1"),
+        ({"question": "Why?", "max_new_tokens": -1}, "max_new_tokens is -1"),
+    ],
+)
+def test_what_cannot_be_asked_is_said(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Ask(**asked).questions(PROMPTS, DEFAULTS)
