@@ -21,7 +21,7 @@ from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
 from drivekd.runtime.bundle.reader import read_bundle
 from drivekd.runtime.check import check_bundle
 from drivekd.runtime.parity.golden import GOLDEN_FILE, golden_images, record_golden
-from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.model import StartedModel
 
 from .exported import Exported, manifest_of, write_manifest
 from .graphs.graphs import write_graphs
@@ -239,8 +239,8 @@ def _compared(exported: Exported, folder: Path, precision: str) -> ParityTable:
     rows: list[ParityRow] = []
     for dialect in bundle.manifest.dialects:
         logger.info("parity in %s: %s", precision, dialect)
-        with Session(bundle, dialect=dialect, threads=EXPORT_THREADS) as session:
-            rows += decoder_rows(exported.reference, session) if rows else measure_parity(exported.reference, session)
+        with StartedModel(bundle, dialect=dialect, threads=EXPORT_THREADS) as model:
+            rows += decoder_rows(exported.reference, model) if rows else measure_parity(exported.reference, model)
     return parity_table(rows)
 
 
@@ -261,8 +261,8 @@ def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityT
     (staging / LAYERS_FILE).write_bytes(exported.layers)
     manifest = dataclasses.replace(manifest_of(exported, plan.label), parity=tuple(parity.to_json()))
     write_manifest(manifest, staging)
-    with Session(read_bundle(staging, defer=True), threads=EXPORT_THREADS) as session:
-        golden = record_golden(session)
+    with StartedModel(read_bundle(staging, defer=True), threads=EXPORT_THREADS) as model:
+        golden = record_golden(model)
     (staging / GOLDEN_FILE).write_bytes(golden)
     write_manifest(manifest, staging)
 

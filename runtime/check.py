@@ -100,5 +100,5 @@ def _engine_state(bundle: Bundle, target: str) -> str:
 def replay_bundle(bundle: Bundle, *, backend: str, threads: int | None = None) -> Replay:
     """The parity gate, replayed whatever was stored; the verdict is kept for the next start. Raises BundleError when it fails."""
     golden = bundle.files.get(GOLDEN_FILE)
-    with Session(bundle, backend=backend, threads=threads) as session:
-        return keep_verdict(session, bundle.path, replay_now(session, golden, bundle.path))
+    with Session(bundle, backend=backend, threads=threads) as session:  # which reads schemas and calibration, too
+        return keep_verdict(session.model, bundle.path, replay_now(session.model, golden, bundle.path))

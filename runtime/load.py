@@ -51,6 +51,6 @@ def load_bundle(
         session = Session(bundle, backend=backend, threads=threads, dialect=dialect, refresh_hz=refresh_hz)
         opened_here.enter_context(session)
         if gate:
-            pass_gate(session, golden, path)
+            pass_gate(session.model, golden, path)
         opened_here.pop_all()
     return session

@@ -57,7 +57,7 @@ def child(bundle: Path, threads: int, cameras: int, verdicts: Path) -> None:
     read = stages.run("verify", lambda: read_bundle(bundle, defer=True))
     golden = read.files[GOLDEN_FILE]
     session = stages.run("load", lambda: Session(read, threads=threads))
-    replay = stages.run("gate", lambda: pass_gate(session, golden, bundle, folder=verdicts))
+    replay = stages.run("gate", lambda: pass_gate(session.model, golden, bundle, folder=verdicts))
     golden = b""  # a session keeps none of it
     if cameras:
         stages.run("frame", lambda: _answer(session, cameras))

@@ -21,11 +21,9 @@ from benchmarks.runtime.triad_forced import EveryToken, say, texts
 from benchmarks.runtime.triad_frame import Found, Frame
 from drivekd.images import RGBImage
 from drivekd.runtime import load_bundle
-from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.answers.grammar import Constraint
 from drivekd.runtime.decoder.protocol import Cache
 from drivekd.runtime.engine import ort
-from drivekd.runtime.session.cameras import camera_tiles
 from drivekd.runtime.session.session import Session
 from drivekd.runtime.session.triad import branch, opened
 
@@ -103,7 +101,7 @@ class SessionFrames:
         self._content: list[list[int]] = []
         self._embeds: deque[NDArray[np.float32]] = deque()
         if encoded:
-            self._session.vision.infer = self._next_embeds  # type: ignore[method-assign]
+            self._session.model.vision.infer = self._next_embeds  # type: ignore[method-assign]
         self._encoded = encoded
         self._grammars = self._session._grammars
         self._openings = {name: len(self._grammars.constraint(name).opening()) for name in self._session.capabilities}
@@ -113,7 +111,7 @@ class SessionFrames:
 
     def describe(self, num_images: int) -> Found:
         """Ids of prefix and questions, and the id that stands for an image's tokens."""
-        prompts = self._session.prompts
+        prompts = self._session.model.prompts
         return {
             "prefix": prompts.prefix(num_images),
             "image_token_id": prompts.image_token_id,
@@ -140,14 +138,14 @@ class SessionFrames:
         branches = [opened(one if skipping else cast(Constraint, EveryToken(one))) for one in constraints]
         prefix, stop_id = self._prefix(), session.manifest.generation.end_of_turn_id
         self._clock.calls.clear()
-        scripts, tokenizer = texts(session.capabilities, session.cameras), session.prompts.tokenizer
-        started_s = say(session.decoder, prefix, self._questions(), branches, scripts, tokenizer, stop_id)
+        scripts, tokenizer = texts(session.capabilities, session.cameras), session.model.prompts.tokenizer
+        started_s = say(session.model.decoder, prefix, self._questions(), branches, scripts, tokenizer, stop_id)
         decode_s, engine = time.perf_counter() - started_s, _engine(self._clock.since(started_s))
         lengths = {"lengths": [len(state.tokens) for state in branches], "forced": [state.forced for state in branches]}
         return {"decode_s": decode_s, **engine, **lengths}
 
     def logits(self) -> NDArray[np.float32]:
-        return branch(self._session.decoder, self._prefix(), self._questions(), room=1)[0].copy()
+        return branch(self._session.model.decoder, self._prefix(), self._questions(), room=1)[0].copy()
 
     def _answers(self, capabilities: Sequence[str], tokens: int, mode: str) -> Found:
         pieces: list[str] = []
@@ -181,7 +179,7 @@ class SessionFrames:
         if self._encoded:
             kept = self._content if len(self._content) == len(content) else [[]] * len(content)
             new = [list(ids) for ids, before in zip(content, kept, strict=True) if list(ids) != before]
-            self._embeds = deque(self._session.decoder.embed(np.asarray([ids], np.int64)) for ids in new)  # [1, T, D]
+            self._embeds = deque(self._session.model.decoder.embed(np.asarray([ids], np.int64)) for ids in new)  # [1, T, D]
         self._content = [list(ids) for ids in content]
 
     def _pictures(self, content: Sequence[Sequence[int]]) -> dict[str, RGBImage]:
@@ -195,10 +193,8 @@ class SessionFrames:
         return {"image_embeds": Given(self._embeds.popleft())}
 
     def _prefix(self) -> Cache:
-        tiles = camera_tiles(self._images, self._session.cameras, self._session.manifest.images)
-        prefix = self._session.prefix.read(tiles, Deadline())
-        assert prefix is not None
-        return prefix
+        model = self._session.model
+        return model.read(model.tiles(self._images))
 
     def _questions(self) -> list[list[int]]:
-        return [self._session.prompts.suffix(text) for text in self._session.questions().values()]
+        return [self._session.model.prompts.suffix(text) for text in self._session.model.questions().values()]

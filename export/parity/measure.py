@@ -14,8 +14,8 @@ from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.bundle.graph_contract import present_names
 from drivekd.runtime.decoder.protocol import Cache
 from drivekd.runtime.parity.golden import TIE_MARGIN
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.sampling import top2_margin
-from drivekd.runtime.session.session import Session
 from drivekd.runtime.session.triad import branch, decode
 
 from .table import ParityRow, parity_row
@@ -26,50 +26,49 @@ NOTHING = np.zeros(1, np.float32)  # where tokens alone are compared
 Judge: TypeAlias = Callable[..., ParityRow]
 
 
-def measure_parity(reference: Reference, session: Session) -> list[ParityRow]:
-    """Compare the reference with a session's graphs: vision, an empty past, chunks, a shared prefix with branches, decoding."""
-    return [*_vision_rows(reference, session), *decoder_rows(reference, session)]
+def measure_parity(reference: Reference, model: StartedModel) -> list[ParityRow]:
+    """Compare the reference with a started model: vision, an empty past, chunks, a shared prefix with branches, decoding."""
+    return [*_vision_rows(reference, model), *decoder_rows(reference, model)]
 
 
-def _vision_rows(reference: Reference, session: Session) -> list[ParityRow]:
+def _vision_rows(reference: Reference, model: StartedModel) -> list[ParityRow]:
     """One image alone, and all of them."""
-    expected, spec = reference.image_embeds, session.manifest.graphs["vision"]
+    expected, spec = reference.image_embeds, model.manifest.graphs["vision"]
     rows = []
     for count in (1, len(expected)):
-        found = session.prefix.image_embeds(reference.images[:count])
+        found = model.prefix.image_embeds(reference.images[:count])
         rows.append(parity_row("vision", spec, f"{count} tile(s)", "image_embeds", expected[:count], found))
     return rows
 
 
-def decoder_rows(reference: Reference, session: Session) -> list[ParityRow]:
-    """The decoder of the session's dialect."""
-    judge = partial(parity_row, f"decoder.{session.dialect}", session.manifest.graphs[f"decoder.{session.dialect}"])
-    return [*_text_rows(reference, session, judge), *_decode_rows(reference, session, judge)]
+def decoder_rows(reference: Reference, model: StartedModel) -> list[ParityRow]:
+    """The decoder in the model's dialect."""
+    judge = partial(parity_row, f"decoder.{model.dialect}", model.manifest.graphs[f"decoder.{model.dialect}"])
+    return [*_text_rows(reference, model, judge), *_decode_rows(reference, model, judge)]
 
 
-def _text_rows(reference: Reference, session: Session, judge: Judge) -> list[ParityRow]:
+def _text_rows(reference: Reference, model: StartedModel, judge: Judge) -> list[ParityRow]:
     """Questions of different lengths without images behind an empty past (one left-padded batch in concat), and in two chunks."""
     sequences = list(map(list, reference.rows))
-    found, _ = session.decoder.read(sequences, session.decoder.empty_cache(len(sequences)))
+    found, _ = model.decoder.read(sequences, model.decoder.empty_cache(len(sequences)))
     first, half = sequences[0], len(sequences[0]) // 2
-    _, cache = session.decoder.read([first[:half]], session.decoder.empty_cache())
-    chunked, _ = session.decoder.read([first[half:]], cache)
+    _, cache = model.decoder.read([first[:half]], model.decoder.empty_cache())
+    chunked, _ = model.decoder.read([first[half:]], cache)
     return [
         judge(f"empty past, {len(sequences)} rows", "logits", reference.row_logits, found),
         judge("prefill in two chunks", "logits", reference.row_logits[:1], chunked),
     ]
 
 
-def _decode_rows(reference: Reference, session: Session, judge: Judge) -> list[ParityRow]:
+def _decode_rows(reference: Reference, model: StartedModel, judge: Judge) -> list[ParityRow]:
     """All capabilities on one prefix: prefill, decoding with torch's tokens, and with the runtime's own."""
     expected = np.stack([generation.logits for generation in reference.generations], axis=1)  # [1 + steps, B, V]
     tokens = np.stack([generation.tokens for generation in reference.generations], axis=1)  # [1 + steps, B]
-    suffixes = [session.prompts.suffix(question) for question in reference.questions]
-    prefix = session.prefix.read(reference.images, Deadline())
-    assert prefix is not None
-    found, cache = _forced(session, prefix, suffixes, tokens)
+    suffixes = [model.prompts.suffix(question) for question in reference.questions]
+    prefix = model.read(reference.images)
+    found, cache = _forced(model, prefix, suffixes, tokens)
     agreement = [_agreement(expected[part], found[part].argmax(-1)) for part in (slice(0, 1), slice(1, None))]
-    greedy = _greedy_agreement(session, prefix, suffixes, expected)
+    greedy = _greedy_agreement(model, prefix, suffixes, expected)
     return [
         judge(f"{len(suffixes)} questions on one prefix", "logits", expected[:1], found[:1], argmax_agreement=agreement[0]),
         judge(f"{NUM_STEPS} steps", "logits", expected[1:], found[1:], argmax_agreement=agreement[1]),
@@ -79,13 +78,13 @@ def _decode_rows(reference: Reference, session: Session, judge: Judge) -> list[P
 
 
 def _forced(
-    session: Session, prefix: Cache, suffixes: list[list[int]], tokens: NDArray[np.int64]
+    model: StartedModel, prefix: Cache, suffixes: list[list[int]], tokens: NDArray[np.int64]
 ) -> tuple[NDArray[np.float32], Cache]:
     """Logits [1 + steps, B, V] when each step is fed torch's token, and the cache behind the last."""
-    logits, cache = branch(session.decoder, prefix, suffixes)
+    logits, cache = branch(model.decoder, prefix, suffixes)
     steps = [logits]
     for previous in tokens[:-1]:
-        logits, cache = session.decoder.step(previous.tolist(), cache)
+        logits, cache = model.decoder.step(previous.tolist(), cache)
         steps.append(logits)
     return np.stack(steps), cache
 
@@ -103,11 +102,11 @@ def _kv_rows(truth: Sequence[Generation], cache: Cache, judge: Judge) -> list[Pa
     return list(worst.values())
 
 
-def _greedy_agreement(session: Session, prefix: Cache, suffixes: list[list[int]], expected: NDArray[np.float32]) -> float:
+def _greedy_agreement(model: StartedModel, prefix: Cache, suffixes: list[list[int]], expected: NDArray[np.float32]) -> float:
     """Of the runtime's own greedy run; behind a tie in torch's logits nothing is compared."""
-    logits, cache = branch(session.decoder, prefix, suffixes)
+    logits, cache = branch(model.decoder, prefix, suffixes)
     branches = decode(
-        session.decoder,
+        model.decoder,
         logits,
         cache,
         stop_id=NO_TOKEN,

@@ -13,18 +13,16 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from drivekd import __version__
 from drivekd.errors import BundleError
 from drivekd.log import logger
 from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 from drivekd.runtime.engine.backends import engine_identity
+from drivekd.runtime.session.model import StartedModel
 
 from .golden import GOLDEN_FILE, MIN_AGREEMENT, MIN_COSINE, Replay, replay_golden
-
-if TYPE_CHECKING:
-    from drivekd.runtime.session.session import Session
 
 
 @dataclass(frozen=True)
@@ -38,37 +36,37 @@ class Verdict:
     replay: Replay
 
 
-def pass_gate(session: Session, golden: bytes | None, bundle: Path, *, folder: Path | None = None) -> Replay:
+def pass_gate(model: StartedModel, golden: bytes | None, bundle: Path, *, folder: Path | None = None) -> Replay:
     """The stored verdict of this bundle on this engine, or else the recorded run, replayed now and stored when it passed.
 
     golden: the bundle's verified golden.npz. bundle: its directory. folder: of the verdicts, None = the user's cache.
     Raises BundleError when the run fails or the bundle has none, RunnerError.
     """
-    identity = _identity(session, bundle)
+    identity = _identity(model, bundle)
     file = _verdict_file(identity, folder)
     if (kept := _read(file, identity)) is not None:
         return kept
-    return keep_verdict(session, bundle, replay_now(session, golden, bundle), folder=folder)
+    return keep_verdict(model, bundle, replay_now(model, golden, bundle), folder=folder)
 
 
-def replay_now(session: Session, golden: bytes | None, bundle: Path) -> Replay:
-    """Replay golden.npz whatever was stored, and leave the session as new. Raises BundleError when it fails, RunnerError."""
+def replay_now(model: StartedModel, golden: bytes | None, bundle: Path) -> Replay:
+    """Replay golden.npz whatever was stored, and leave the model as new. Raises BundleError when it fails, RunnerError."""
     if golden is None:
         raise BundleError(f"{bundle}: {GOLDEN_FILE} is missing, so nothing says what this bundle computes; export it again")
-    found = replay_golden(session, golden, str(bundle))
-    session.prefix.forget()
+    found = replay_golden(model, golden, str(bundle))
+    model.prefix.forget()
     if not found.passed:
         raise BundleError(
-            f"{bundle}: {session.backend} on this machine does not compute what the exporting machine did: vision cosine "
+            f"{bundle}: {model.backend} on this machine does not compute what the exporting machine did: vision cosine "
             f"{found.vision_cosine:.6f} (expected >= {MIN_COSINE}), {found.tokens_agreeing} of {found.tokens_compared} tokens "
             f"agree (expected >= {MIN_AGREEMENT:.0%}). Do not drive with it; try another backend."
         )
     return found
 
 
-def _identity(session: Session, bundle: Path) -> dict[str, Any]:
-    engine = engine_identity(bundle, session.backend)
-    return {"bundle": session.bundle_digest, "dialect": session.dialect, "drivekd_version": __version__, "engine": engine}
+def _identity(model: StartedModel, bundle: Path) -> dict[str, Any]:
+    engine = engine_identity(bundle, model.backend)
+    return {"bundle": model.bundle_digest, "dialect": model.dialect, "drivekd_version": __version__, "engine": engine}
 
 
 def _verdict_file(identity: dict[str, Any], folder: Path | None) -> Path | None:
@@ -111,10 +109,10 @@ def _read(file: Path | None, identity: dict[str, Any]) -> Replay | None:
     return verdict.replay
 
 
-def keep_verdict(session: Session, bundle: Path, replay: Replay, *, folder: Path | None = None) -> Replay:
+def keep_verdict(model: StartedModel, bundle: Path, replay: Replay, *, folder: Path | None = None) -> Replay:
     """Store a passed run for the next start, as pass_gate reads it; returns it."""
     assert replay.passed, "replay_now raises"
-    identity = _identity(session, bundle)
+    identity = _identity(model, bundle)
     file = _verdict_file(identity, folder)
     verdict = json_from_dataclass(Verdict(**identity, replay=replay))
     data = json.dumps({"verdict": verdict, "sha256": _digest(verdict)}, indent=1) + "\n"

@@ -13,22 +13,18 @@ from __future__ import annotations
 import io
 import zipfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drivekd.errors import BundleError
 from drivekd.images import RGBImage, resize
-from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.bundle.npz import npz_bytes
 from drivekd.runtime.decoder.protocol import Cache, Logits
-from drivekd.runtime.session.cameras import camera_tiles
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.sampling import greedy, top2_margin
 from drivekd.runtime.session.triad import branch
-
-if TYPE_CHECKING:
-    from drivekd.runtime.session.session import Session
 
 GOLDEN_FILE = "golden.npz"
 NUM_IMAGES = 1  # a tile takes a car's computer seconds when it has no GPU, and all tiles take the same way
@@ -63,63 +59,58 @@ def golden_images(size_px: int | tuple[int, int], num_images: int = 2, seed: int
     return {f"camera_{i}": resize(image, size_px) for i, image in enumerate(coarse)}
 
 
-def record_golden(session: Session) -> bytes:
-    """Run a session on the seeded images and return golden.npz. Raises RunnerError."""
-    tiles = golden_images(session.manifest.images.tile_px, NUM_IMAGES)
-    images = _for_session(session, list(tiles.values()))
-    questions = session.questions()
-    logits, cache = _read(session, images, questions, NUM_TOKENS)
+def record_golden(model: StartedModel) -> bytes:
+    """Run a model on the seeded images and return golden.npz. Raises RunnerError."""
+    tiles, questions = list(golden_images(model.manifest.images.tile_px, NUM_IMAGES).values()), model.questions()
+    logits, cache = _read(model, tiles, questions, NUM_TOKENS)
     tokens, margins = [], []  # n times [B]
     for _ in range(NUM_TOKENS):
         tokens.append(greedy(logits)[0])
         margins.append(top2_margin(logits))
-        logits, cache = session.decoder.step(tokens[-1].tolist(), cache)
+        logits, cache = model.decoder.step(tokens[-1].tolist(), cache)
     arrays: dict[str, NDArray[Any]] = {
-        "images": np.stack(list(tiles.values())),
-        "image_embeds": session.image_embeds(images),
+        "images": np.stack(tiles),
+        "image_embeds": model.prefix.image_embeds(tiles),
         "tokens": np.stack(tokens),
         "margins": np.stack(margins),
-        **{f"prompt_ids.{name}": _prompt_ids(session, len(tiles), text) for name, text in questions.items()},
+        **{f"prompt_ids.{name}": _prompt_ids(model, len(tiles), text) for name, text in questions.items()},
     }
     return npz_bytes(arrays)
 
 
-def replay_golden(session: Session, data: bytes, source: str) -> Replay:
-    """Run the recorded inputs through `session`. Raises BundleError when golden.npz or the tokenizer do not fit the bundle."""
+def replay_golden(model: StartedModel, data: bytes, source: str) -> Replay:
+    """Run the recorded inputs through `model`. Raises BundleError when golden.npz or the tokenizer do not fit the bundle."""
     golden = load_golden(data, source)
-    questions = session.questions()
+    tiles, questions = list(golden["images"]), model.questions()
     for name, text in questions.items():
-        if not np.array_equal(golden[f"prompt_ids.{name}"], _prompt_ids(session, len(golden["images"]), text)):
+        if not np.array_equal(golden[f"prompt_ids.{name}"], _prompt_ids(model, len(tiles), text)):
             raise BundleError(f"{source}: this machine's tokenizers library gives other ids for the {name} prompt; update it")
-    images = _for_session(session, list(golden["images"]))
-    agreeing = _agreeing(session, images, questions, golden["tokens"])  # [n, B]
+    agreeing = _agreeing(model, tiles, questions, golden["tokens"])  # [n, B]
     clear = golden["margins"] > TIE_MARGIN
     return Replay(
-        vision_cosine=_worst_cosine(golden["image_embeds"], session.image_embeds(images)),
+        vision_cosine=_worst_cosine(golden["image_embeds"], model.prefix.image_embeds(tiles)),
         tokens_compared=int(clear.sum()),
         tokens_agreeing=int((agreeing & clear).sum()),
     )
 
 
 def _agreeing(
-    session: Session, images: dict[str, RGBImage], questions: dict[str, str], tokens: NDArray[np.int64]
+    model: StartedModel, tiles: list[RGBImage], questions: dict[str, str], tokens: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Which of the tokens [n, B] this session would have chosen, when each step is fed the recorded one."""
-    logits, cache = _read(session, images, questions, len(tokens))
+    """Which of the tokens [n, B] this model would have chosen, when each step is fed the recorded one."""
+    logits, cache = _read(model, tiles, questions, len(tokens))
     found = []
     for step, chosen in enumerate(tokens):
         if step:
-            logits, cache = session.decoder.step(tokens[step - 1].tolist(), cache)
+            logits, cache = model.decoder.step(tokens[step - 1].tolist(), cache)
         found.append((logits.argmax(axis=-1) == chosen) & np.isfinite(logits).all(axis=-1))
     return np.stack(found)
 
 
-def _read(session: Session, images: dict[str, RGBImage], questions: dict[str, str], room: int) -> tuple[Logits, Cache]:
+def _read(model: StartedModel, tiles: list[RGBImage], questions: dict[str, str], room: int) -> tuple[Logits, Cache]:
     """Logits [B, V] behind each question about these images, computed now and not remembered."""
-    session.prefix.forget()
-    prefix = session.prefix.read(camera_tiles(images, session.cameras, session.manifest.images), Deadline())
-    assert prefix is not None
-    return branch(session.decoder, prefix, [session.prompts.suffix(text) for text in questions.values()], room=room)
+    model.prefix.forget()
+    return branch(model.decoder, model.read(tiles), [model.prompts.suffix(text) for text in questions.values()], room=room)
 
 
 def load_golden(data: bytes, source: str) -> dict[str, NDArray[Any]]:
@@ -131,14 +122,8 @@ def load_golden(data: bytes, source: str) -> dict[str, NDArray[Any]]:
         raise BundleError(f"{source}: {GOLDEN_FILE} cannot be read ({error})") from error
 
 
-def _for_session(session: Session, tiles: list[RGBImage]) -> dict[str, RGBImage]:
-    """Tiles under the names that this session's cameras have, or under numbers."""
-    names = session.cameras or [f"camera_{i}" for i in range(len(tiles))]
-    return dict(zip(names, tiles, strict=False))
-
-
-def _prompt_ids(session: Session, num_images: int, question: str) -> NDArray[np.int64]:
-    return np.asarray(session.prompt_ids(num_images, question), np.int64)
+def _prompt_ids(model: StartedModel, num_images: int, question: str) -> NDArray[np.int64]:
+    return np.asarray(model.prompt_ids(num_images, question), np.int64)
 
 
 def _worst_cosine(expected: NDArray[np.float32], found: NDArray[np.float32]) -> float:

@@ -137,10 +137,10 @@ def _serve(connection: Connection, images: SharedImageReader) -> None:
 def _warm_up(session: Session) -> None:
     """What is allocated and compiled at first use would be taken for a hang. Not by `answer`, whose images a camera may keep."""
     session.warm_up()
-    width, height = session.manifest.images.tile_px
-    questions = list(session.questions().values())
-    black = {(session.cameras or ("camera",))[0]: np.zeros((height, width, 3), np.uint8)}
-    session.forced_logits(black, questions, np.zeros((2, len(questions)), np.int64))
+    model = session.model
+    width, height = model.manifest.images.tile_px
+    questions = list(model.questions().values())
+    model.forced_logits([np.zeros((height, width, 3), np.uint8)], questions, np.zeros((2, len(questions)), np.int64))
 
 
 def _reply(session: Session, connection: Connection, images: SharedImageReader, request: Request) -> Done | Failed:

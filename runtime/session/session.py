@@ -5,14 +5,12 @@ Session works here, WorkerSession in a process of its own, Ladder on rungs: all 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from drivekd.chat import PromptEncoder
 from drivekd.errors import RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer, answer_fields
@@ -24,14 +22,13 @@ from drivekd.runtime.answers.grammar import Grammars
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
 from drivekd.runtime.bundle.manifest import Manifest, Variable
 from drivekd.runtime.bundle.reader import Bundle
-from drivekd.runtime.engine.backends import choose_dialect
 from drivekd.runtime.meters.health import Health, HealthSnapshot
 
-from .cameras import Refresh, camera_tiles
+from .cameras import Refresh
 from .generation import Generation, Wanted
-from .model import Engines
+from .model import StartedModel
 from .sampling import Sampler
-from .triad import Branch, forced_logits, opened
+from .triad import Branch, opened
 
 
 class Session(Answering):
@@ -41,7 +38,7 @@ class Session(Answering):
     structured answers, by capability; the bundle's own, else drivekd's. timings_ms: stages of the last call, in ms: vision,
     prefill (system prompt + images), questions, decode, one entry per capability (start of the call to its end), ttft, total.
     counts: of the last call: images_encoded, tokens_prefilled, engine_calls (of the decoder), tokens_forced (by a grammar).
-    Parity and tests reach below it through vision, decoder, prefix and prompts.
+    model: what it is built on, for those who look below answers.
     """
 
     def __init__(
@@ -62,18 +59,16 @@ class Session(Answering):
         self.variables = dict(manifest.variables)
         self.timings_ms: dict[str, float] = {}
         self.counts: dict[str, int] = {}
-        self.dialect = choose_dialect(manifest, backend, dialect, str(bundle.path))
         self.schemas = _schemas(bundle)
         self._calibration = _calibration(bundle)
         self._refresh = Refresh(refresh_hz or {}, self.cameras)
         self._health = Health(backend)
         tokenizer = bundle.files["tokenizer.json"]
         self._grammars = Grammars(tokenizer, manifest.model.vocab_size, manifest.generation.end_of_turn_id, self.schemas)
-        self._engines = Engines(bundle, backend=backend, threads=threads, dialect=self.dialect)
-        self.prompts: PromptEncoder = self._engines.processor.prompts
-        self.decoder, self.vision, self.prefix = self._engines.decoder, self._engines.vision, self._engines.prefix
+        self.model = model = StartedModel(bundle, backend=backend, threads=threads, dialect=dialect)
+        self.dialect = model.dialect
         self._generation = Generation(
-            self.decoder, self.prefix, self.prompts, manifest.generation.end_of_turn_id, len(manifest.prompts)
+            model.decoder, model.prefix, model.prompts, manifest.generation.end_of_turn_id, len(manifest.prompts)
         )
         self._closed = False
 
@@ -86,7 +81,7 @@ class Session(Answering):
     def close(self) -> None:
         """Free the engines; a second call does nothing."""
         self._closed = True
-        self._engines.close()
+        self.model.close()
 
     def warm_up(self) -> None:
         """Compile the grammars of structured answers now, not within the first frame. Raises RunnerError."""
@@ -106,7 +101,7 @@ class Session(Answering):
         limit = self.manifest.generation.max_new_tokens if ask.max_new_tokens is None else ask.max_new_tokens
         branches = [opened(self._grammars.constraint(name) if ask.structured else None) for name in questions]
         ids = {
-            name: [*self.prompts.suffix(text), *state.tokens]
+            name: [*self.model.prompts.suffix(text), *state.tokens]
             for (name, text), state in zip(questions.items(), branches, strict=True)
         }
         wanted = Wanted(ids, branches, limit, Sampler(ask.sampling, tuple(ids)), deadline, ask.on_text)
@@ -120,31 +115,6 @@ class Session(Answering):
         """One free question. The images' K/V is kept: further questions about the same frame read no image again."""
         return self.answer(images, question=question, max_new_tokens=max_new_tokens)["question"]
 
-    def forced_logits(
-        self, images: Mapping[str, RGBImage], questions: Sequence[str], tokens: NDArray[np.int64]
-    ) -> NDArray[np.float32]:
-        """Logits [N, B, V] with which the B literal questions, as one batch, predict the given answer tokens [N, B]."""
-        tiles = camera_tiles(images, self.cameras, self.manifest.images)
-        prefix = self.prefix.read(tiles, Deadline())
-        assert prefix is not None
-        return forced_logits(self.decoder, prefix, [self.prompts.suffix(question) for question in questions], tokens)
-
-    def image_embeds(self, images: Mapping[str, RGBImage]) -> NDArray[np.float32]:
-        """The vision graph's output [N, T, D] for N images, in the bundle's camera order."""
-        return self.prefix.image_embeds(list(camera_tiles(images, self.cameras, self.manifest.images).values()))
-
-    def prompt_ids(self, num_images: int, question: str) -> list[int]:
-        """Token ids of a whole prompt: prefix and literal question."""
-        return [*self.prompts.prefix(num_images), *self.prompts.suffix(question)]
-
-    def questions(self, variables: Mapping[str, object] | None = None) -> dict[str, str]:
-        """The bundle's question of each capability with its variables filled in. Raises UsageError."""
-        return Ask(variables=variables).questions(self.manifest.prompts, self.variables)
-
-    def prefill_logits(self, images: Mapping[str, RGBImage], question: str) -> NDArray[np.float32]:
-        """Logits [V] of the first answer token to a literal question."""
-        return np.asarray(self.forced_logits(images, [question], np.zeros((1, 1), np.int64))[0, 0], np.float32)
-
     def _check_length(self, num_images: int, wanted: Wanted) -> None:
         limit = self.manifest.model.max_positions
         longest = self._generation.num_tokens(num_images, wanted)
@@ -157,7 +127,7 @@ class Session(Answering):
     def _tiles(self, images: Mapping[str, RGBImage], wanted: Wanted) -> dict[str, RGBImage] | None:
         """None when the deadline came before the last was made."""
         try:
-            tiles = camera_tiles(images, self.cameras, self.manifest.images, wanted.deadline)
+            tiles = self.model.tiles(images, wanted.deadline)
         except DeadlineExpiredError:
             return None
         return self._refresh.taken(tiles)
@@ -170,14 +140,14 @@ class Session(Answering):
             self.counts = self._generation.counts
             return {name: self._answer(name, state) for name, state in ended.items()}
         except (RunnerError, MemoryError) as error:
-            self.prefix.forget()  # what a failing engine left behind is not worth a guess
+            self.model.prefix.forget()  # what a failing engine left behind is not worth a guess
             self._health.failed(str(error) or "out of memory")
             if isinstance(error, RunnerError):
                 raise
             raise RunnerError(f"out of memory while answering a frame ({error})") from error
 
     def _answer(self, capability: str, state: Branch) -> Answer:
-        text, reason = self.prompts.decode(state.tokens), state.finish_reason
+        text, reason = self.model.prompts.decode(state.tokens), state.finish_reason
         assert reason is not None
         structured, complete = None, reason == "stop"
         if state.constraint is not None:

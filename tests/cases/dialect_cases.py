@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.decoder.protocol import Cache
-from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.triad import Branch, branch, decode
 
 STEPS = 10
@@ -21,25 +21,19 @@ NUM_CAMERAS = 6
 Images = dict[str, RGBImage]
 
 
-def read(session: Session, frame: Images) -> Cache:
-    cache = session.prefix.read(frame, Deadline())
-    assert cache is not None
-    return cache
+def suffixes(model: StartedModel) -> list[list[int]]:
+    return [model.prompts.suffix(question) for question in model.questions().values()]
 
 
-def suffixes(session: Session) -> list[list[int]]:
-    return [session.prompts.suffix(question) for question in session.questions().values()]
-
-
-def free_run(session: Session, images: Images, **options: Any) -> NDArray[np.int64]:
+def free_run(model: StartedModel, images: Images, **options: Any) -> NDArray[np.int64]:
     """Greedy tokens [N, B]."""
-    logits, cache = branch(session.decoder, read(session, images), suffixes(session), **options)
-    return np.asarray([state.tokens for state in greedy(session, logits, cache, STEPS)]).T
+    logits, cache = branch(model.decoder, model.read(images), suffixes(model), **options)
+    return np.asarray([state.tokens for state in greedy(model, logits, cache, STEPS)]).T
 
 
-def greedy(session: Session, logits: Any, cache: Cache, steps: int, stop_id: int = NO_TOKEN) -> list[Branch]:
+def greedy(model: StartedModel, logits: Any, cache: Cache, steps: int, stop_id: int = NO_TOKEN) -> list[Branch]:
     return decode(
-        session.decoder,
+        model.decoder,
         logits,
         cache,
         stop_id=stop_id,
@@ -57,17 +51,17 @@ def changed(frame: Images, cameras: Any, rng: np.random.Generator) -> Images:
     return {name: other_image(tile, rng) if name in cameras else tile for name, tile in frame.items()}
 
 
-def read_anew(session: Session, frame: Images) -> Cache:
-    session.prefix.forget()
-    return read(session, frame)
+def read_anew(model: StartedModel, frame: Images) -> Cache:
+    model.prefix.forget()
+    return model.read(frame)
 
 
-def image_starts(session: Session, num_images: int) -> list[int]:
+def image_starts(model: StartedModel, num_images: int) -> list[int]:
     """Where images begin in the ids, and where the ids end, found one by one."""
-    ids, chat = session.prompts.prefix(num_images), session.manifest.chat
+    ids, chat = model.prompts.prefix(num_images), model.manifest.chat
     starts, index = [], 0
     while index < len(ids):
-        if ids[index] == session.prompts.image_token_id:
+        if ids[index] == model.prompts.image_token_id:
             starts.append(index)
             index += chat.tokens_per_image
         else:

@@ -15,6 +15,7 @@ from tiny_run import FAMILIES
 from drivekd.images import RGBImage
 from drivekd.runtime import Session, load_bundle, read_bundle
 from drivekd.runtime.bundle.reader import Bundle
+from drivekd.runtime.session.model import StartedModel
 
 if TYPE_CHECKING:  # torch is imported when a fixture is asked for: most files want none
     from family_cases import Tiny
@@ -55,8 +56,14 @@ def shared_session(bundle: Path) -> Iterator[Session]:
 @pytest.fixture
 def session(shared_session: Session) -> Session:
     """The shared session without a kept prefix, so that tests do not depend on their order."""
-    shared_session.prefix.forget()
+    shared_session.model.prefix.forget()
     return shared_session
+
+
+@pytest.fixture
+def model(session: Session) -> StartedModel:
+    """The session's model, as new."""
+    return session.model
 
 
 @pytest.fixture

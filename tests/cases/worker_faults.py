@@ -30,7 +30,7 @@ def open_faulty(path: Path, *, trigger: Path, **options: Any) -> Session:
 
 
 def spoil(session: Session, trigger: Path) -> None:
-    session.vision.infer = _faulty(session.vision.infer, trigger)  # type: ignore[method-assign]
+    session.model.vision.infer = _faulty(session.model.vision.infer, trigger)  # type: ignore[method-assign]
 
 
 def open_without_torch(path: Path, **options: Any) -> Session:

@@ -26,7 +26,7 @@ from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportErr
 from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
 from drivekd.images import RGBImage
 from drivekd.models.tiny import TinySize
-from drivekd.runtime import bench_bundle, check_bundle, load_bundle, read_bundle
+from drivekd.runtime import Ask, bench_bundle, check_bundle, load_bundle, read_bundle
 from drivekd.runtime.engine.ort import OrtRunner
 
 pytestmark = pytest.mark.numerics
@@ -286,7 +286,8 @@ def test_prompts_of_the_checkpoint_and_of_the_caller(damaged: Path, tmp_path: Pa
     with load_bundle(tmp_path / "stored", threads=1) as session:
         assert session.capabilities == ("planning", "perception")
         assert session.cameras == ("CAM_BACK", "CAM_FRONT")
-        assert session.questions({"speed": 2})["planning"] == "At 2 m/s, what next?"
+        asked = Ask(variables={"speed": 2}).questions(session.manifest.prompts, session.variables)
+        assert asked["planning"] == "At 2 m/s, what next?"
         answers = session.answer(images)
         assert all(answer.tokens <= 5 for answer in answers.values())
         turned = session.answer(dict(reversed(images.items())))

@@ -12,10 +12,11 @@ import pytest
 
 from drivekd.errors import DataError, RunnerError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime import Session, load_bundle, read_bundle
+from drivekd.runtime import Ask, Session, load_bundle, read_bundle
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.decoder.protocol import Cache
 from drivekd.runtime.engine.ort import BoundGraph
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.sampling import top2_margin
 from drivekd.runtime.session.triad import branch, decode
 
@@ -26,25 +27,25 @@ STEPS = 12
 NO_TOKEN = -1
 
 
-def separate_logits(session: Session, images: Images, question: str, tokens: list[int]) -> Any:
+def separate_logits(model: StartedModel, images: Images, question: str, tokens: list[int]) -> Any:
     """The slow obvious way: the whole prompt in one piece, one row, for every token anew. [N, V]"""
-    ids = np.asarray([session.prompt_ids(len(images), question)])  # [1, P]
-    embeds = session.decoder.embed(ids)
-    embeds[ids == session.prompts.image_token_id] = session.image_embeds(images).reshape(-1, embeds.shape[-1])
+    ids = np.asarray([model.prompt_ids(len(images), question)])  # [1, P]
+    embeds = model.decoder.embed(ids)
+    embeds[ids == model.prompts.image_token_id] = model.prefix.image_embeds(list(model.tiles(images).values())).reshape(
+        -1, embeds.shape[-1]
+    )
     rows = []
     for count in range(len(tokens)):
-        answer = session.decoder.embed(np.asarray([tokens[:count]], np.int64))
-        logits, _ = session.decoder.forward(np.concatenate([embeds, answer], axis=1), session.decoder.empty_cache())
+        answer = model.decoder.embed(np.asarray([tokens[:count]], np.int64))
+        logits, _ = model.decoder.forward(np.concatenate([embeds, answer], axis=1), model.decoder.empty_cache())
         rows.append(logits[0])
     return np.stack(rows)
 
 
-def free_run(session: Session, images: Images, questions: list[str]) -> list[list[int]]:
-    prefix = session.prefix.read(list(images.values()), Deadline())
-    assert prefix is not None
-    logits, cache = branch(session.decoder, prefix, [session.prompts.suffix(question) for question in questions])
+def free_run(model: StartedModel, images: Images, questions: list[str]) -> list[list[int]]:
+    logits, cache = branch(model.decoder, model.read(images), [model.prompts.suffix(question) for question in questions])
     branches = decode(
-        session.decoder,
+        model.decoder,
         logits,
         cache,
         stop_id=NO_TOKEN,
@@ -55,9 +56,14 @@ def free_run(session: Session, images: Images, questions: list[str]) -> list[lis
     return [state.tokens for state in branches]
 
 
-def tiles(session: Session, seed: int) -> Images:
-    size = session.manifest.images.size_px
+def tiles(model: StartedModel, seed: int) -> Images:
+    size = model.manifest.images.size_px
     return {f"camera_{i}": image for i, image in enumerate(_noise(seed, size))}
+
+
+def first_logits(model: StartedModel, images: Images, question: str) -> Any:
+    """Logits [V] of the first answer token to a literal question."""
+    return model.forced_logits(model.tiles(images), [question], np.zeros((1, 1), np.int64))[0, 0]
 
 
 def _noise(seed: int, size_px: int) -> Any:
@@ -66,11 +72,11 @@ def _noise(seed: int, size_px: int) -> Any:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_triad_equals_three_separate_runs(session: Session, seed: int) -> None:
-    images, questions = tiles(session, seed), list(session.questions().values())
-    tokens = free_run(session, images, questions)
-    found = session.forced_logits(images, questions, np.asarray(tokens).T)  # [N, B, V]
+    images, questions = tiles(session.model, seed), list(session.model.questions().values())
+    tokens = free_run(session.model, images, questions)
+    found = session.model.forced_logits(images, questions, np.asarray(tokens).T)  # [N, B, V]
     for index, question in enumerate(questions):
-        expected = separate_logits(session, images, question, tokens[index])
+        expected = separate_logits(session.model, images, question, tokens[index])
         assert np.abs(found[:, index] - expected).max() <= 1e-4  # docs/design.md, "Exactness and tolerances"
         clear = top2_margin(expected) > 1e-3
         assert (expected.argmax(-1) == tokens[index])[clear].all()
@@ -79,8 +85,8 @@ def test_the_triad_equals_three_separate_runs(session: Session, seed: int) -> No
 
 def test_the_test_model_is_not_vacuous(session: Session) -> None:
     """Answers differ with the images and with the question."""
-    questions = list(session.questions().values())
-    first, second = (free_run(session, tiles(session, seed), questions) for seed in (0, 1))
+    questions = list(session.model.questions().values())
+    first, second = (free_run(session.model, tiles(session.model, seed), questions) for seed in (0, 1))
     assert first != second
     assert len({tuple(tokens) for tokens in first}) == 3
     assert all(len(set(tokens)) > 2 for tokens in first)
@@ -89,7 +95,7 @@ def test_the_test_model_is_not_vacuous(session: Session) -> None:
 def test_a_question_does_not_see_its_neighbours(session: Session, images: Images) -> None:
     together = session.answer(images, max_new_tokens=STEPS)
     for capability in session.capabilities:
-        session.prefix.forget()
+        session.model.prefix.forget()
         alone = session.answer(images, capabilities=[capability], max_new_tokens=STEPS)
         assert alone[capability].text == together[capability].text
         assert alone[capability].mean_logprob == pytest.approx(together[capability].mean_logprob, abs=1e-4)
@@ -97,9 +103,9 @@ def test_a_question_does_not_see_its_neighbours(session: Session, images: Images
 
 def test_a_branch_that_ended_leaves_the_others_alone(bundle: Path, session: Session, images: Images) -> None:
     """Make a token of one answer the end of turn: it ends there, and the others go on as they would."""
-    questions = list(session.questions().values())
-    frame = tiles(session, 0)
-    tokens = free_run(session, frame, questions)
+    questions = list(session.model.questions().values())
+    frame = tiles(session.model, 0)
+    tokens = free_run(session.model, frame, questions)
     stop_id, stop_at = next(
         (token, place)
         for place, token in enumerate(tokens[0])
@@ -112,7 +118,7 @@ def test_a_branch_that_ended_leaves_the_others_alone(bundle: Path, session: Sess
     assert [answer.finish_reason for answer in answers] == ["stop", "length", "length"]
     assert [answer.tokens for answer in answers] == [stop_at, STEPS, STEPS]
     assert [answer.text for answer in answers] == [
-        session.prompts.decode(part) for part in (tokens[0][:stop_at], tokens[1], tokens[2])
+        session.model.prompts.decode(part) for part in (tokens[0][:stop_at], tokens[1], tokens[2])
     ]
     assert [answer.valid for answer in answers] == [bool(answers[0].text.strip()), False, False]
 
@@ -135,8 +141,8 @@ def counted(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def count(name: str, infer: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args: calls.append(name) or infer(*args)
 
-    monkeypatch.setattr(session.vision, "infer", count("vision", session.vision.infer))
-    monkeypatch.setattr(session.decoder._runner, "infer", count("decoder", session.decoder._runner.infer))
+    monkeypatch.setattr(session.model.vision, "infer", count("vision", session.model.vision.infer))
+    monkeypatch.setattr(session.model.decoder._runner, "infer", count("decoder", session.model.decoder._runner.infer))
     monkeypatch.setattr(BoundGraph, "run", count("decoder", BoundGraph.run))
     return calls
 
@@ -144,9 +150,9 @@ def counted(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_many_questions_about_one_frame_read_it_once(session: Session, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = {}
     for question in ("What is near?", "Where to go?"):
-        session.prefix.forget()
+        session.model.prefix.forget()
         fresh[question] = session.answer_question(images, question, max_new_tokens=1).mean_logprob
-    session.prefix.forget()
+    session.model.prefix.forget()
     calls = counted(session, monkeypatch)
     for question in ("What is near?", "Where to go?", "What is near?"):
         assert session.answer_question(images, question, max_new_tokens=1).mean_logprob == fresh[question]
@@ -157,23 +163,23 @@ def test_many_questions_about_one_frame_read_it_once(session: Session, images: I
 def test_the_kept_prefix_is_dropped_when_an_image_changes(
     session: Session, images: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = session.prefill_logits(images, "What is near?")
+    before = first_logits(session.model, images, "What is near?")
     images["CAM_BACK"][:] = 255 - images["CAM_BACK"]  # in place, as a camera driver reuses its buffer
     calls = counted(session, monkeypatch)
-    changed = session.prefill_logits(images, "What is near?")
+    changed = first_logits(session.model, images, "What is near?")
     assert calls.count("vision") == 1, "the other image is the same"
-    session.prefix.forget()
-    assert np.array_equal(changed, session.prefill_logits(images, "What is near?"))
+    session.model.prefix.forget()
+    assert np.array_equal(changed, first_logits(session.model, images, "What is near?"))
     assert not np.allclose(before, changed)
-    assert session.prefill_logits({"CAM_BACK": images["CAM_BACK"]}, "What is near?").shape == before.shape
+    assert first_logits(session.model, {"CAM_BACK": images["CAM_BACK"]}, "What is near?").shape == before.shape
 
 
 def test_a_tile_sized_buffer_may_be_reused(session: Session) -> None:
     """An image that needs no resizing must not be kept by reference."""
-    images = tiles(session, 3)
-    before = session.prefill_logits(images, "What is near?")
+    images = tiles(session.model, 3)
+    before = first_logits(session.model, images, "What is near?")
     images["camera_0"][:] = 0
-    assert not np.array_equal(before, session.prefill_logits(images, "What is near?"))
+    assert not np.array_equal(before, first_logits(session.model, images, "What is near?"))
 
 
 def test_deadline_zero_calls_no_engine(session: Session, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,24 +233,25 @@ def test_a_free_question_goes_under_the_capability_named(session: Session, image
 
 
 def test_fields_come_from_the_text(session: Session, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session.prompts, "decode", lambda tokens: "C. Brake. Reason: red.")
+    monkeypatch.setattr(session.model.prompts, "decode", lambda tokens: "C. Brake. Reason: red.")
     answer = session.answer_question(images, "What next?", max_new_tokens=1)
     assert answer.fields == {"choice": "C", "answer": "Brake", "reason": "red"}
 
 
 def test_variables_reach_the_question(session: Session) -> None:
-    assert "drives at 8 m/s" in session.questions()["planning"]
-    assert "drives at 3.5 m/s" in session.questions({"ego_speed_mps": 3.5})["planning"]
+    assert "drives at 8 m/s" in session.model.questions()["planning"]
+    asked = Ask(variables={"ego_speed_mps": 3.5}).questions(session.manifest.prompts, session.variables)
+    assert "drives at 3.5 m/s" in asked["planning"]
 
 
 def test_nan_in_the_engine_stops_the_answer(session: Session, images: Images, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = session.decoder.forward
+    forward = session.model.decoder.forward
 
     def broken(*args: Any, **kwargs: Any) -> tuple[Any, Cache]:
         logits, cache = forward(*args, **kwargs)
         return logits * np.float32(np.nan), cache
 
-    monkeypatch.setattr(session.decoder, "forward", broken)
+    monkeypatch.setattr(session.model.decoder, "forward", broken)
     with pytest.raises(RunnerError, match="not finite"):
         session.answer(images)
 

@@ -57,7 +57,7 @@ def test_the_requests_ask_what_the_bundle_asks(kit: Path, bundle: Path) -> None:
     asked = read_json(kit / "input.json")
     assert (asked["batch_size"], asked["temperature"], asked["top_k"], asked["apply_chat_template"]) == (1, 0.0, 1, True)
     with load_bundle(bundle, threads=1) as session:
-        questions = session.questions()
+        questions = session.model.questions()
     assert len(asked["requests"]) == len(questions)
     for request, question in zip(asked["requests"], questions.values(), strict=True):
         (message,) = request["messages"]

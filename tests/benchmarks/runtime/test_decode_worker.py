@@ -25,12 +25,12 @@ def test_bound_decoder_agrees_with_the_session(small_export: SmallExport) -> Non
     bound = BoundBundle(bundle, threads=1)
     tokens = [bound.start(prompt, TOKENS), *(bound.step() for _ in range(TOKENS))]
     with Session(read_bundle(bundle), dialect="gqa", threads=1) as session:
-        logits, cache = session.decoder.read([prompt], session.decoder.empty_cache(1, room=len(prompt) + TOKENS))
+        logits, cache = session.model.decoder.read([prompt], session.model.decoder.empty_cache(1, room=len(prompt) + TOKENS))
         # one engine, one graph and one thread: only buffers differ
         np.testing.assert_array_equal(bound.logits, logits[0])
         for token in tokens[:-1]:
             assert token == logits[0].argmax()
-            logits, cache = session.decoder.step([token], cache)
+            logits, cache = session.model.decoder.step([token], cache)
         assert tokens[-1] == logits[0].argmax()
 
 

@@ -16,6 +16,7 @@ from drivekd.runtime.bundle.npz import npz_bytes
 from drivekd.runtime.parity import gate
 from drivekd.runtime.parity.gate import keep_verdict, pass_gate, replay_now
 from drivekd.runtime.parity.golden import GOLDEN_FILE, NUM_IMAGES, Replay, golden_images, load_golden
+from drivekd.runtime.session.model import StartedModel
 
 pytestmark = pytest.mark.numerics
 
@@ -33,16 +34,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def vision_calls(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def vision_calls(model: StartedModel, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Images that each vision call read."""
     calls: list[int] = []
-    infer = session.vision.infer
+    infer = model.vision.infer
 
     def counted(feeds: Any) -> Any:
         calls.append(len(feeds["pixel_values"]))
         return infer(feeds)
 
-    monkeypatch.setattr(session.vision, "infer", counted)
+    monkeypatch.setattr(model.vision, "infer", counted)
     return calls
 
 
@@ -55,19 +56,19 @@ def verdicts(folder: Path) -> list[Path]:
 
 
 def test_the_recorded_run_is_replayed_once(
-    session: Session, golden: bytes, bundle: Path, folder: Path, vision_calls: list[int]
+    model: StartedModel, golden: bytes, bundle: Path, folder: Path, vision_calls: list[int]
 ) -> None:
-    first = pass_gate(session, golden, bundle, folder=folder)
+    first = pass_gate(model, golden, bundle, folder=folder)
     assert first.passed and first.tokens_compared > 30
     assert len(vision_calls) == NUM_IMAGES  # one vision pass serves tokens and cosine
     assert len(verdicts(folder)) == 1
-    assert pass_gate(session, golden, bundle, folder=folder) == first
+    assert pass_gate(model, golden, bundle, folder=folder) == first
     assert len(vision_calls) == NUM_IMAGES
 
 
 def test_the_session_is_as_new_afterwards(session: Session, golden: bytes, bundle: Path, folder: Path) -> None:
     session.timings_ms = {}
-    pass_gate(session, golden, bundle, folder=folder)
+    pass_gate(session.model, golden, bundle, folder=folder)
     assert session.timings_ms == {}
     tiles = golden_images(session.manifest.images.tile_px)
     session.answer(dict(zip(session.cameras or tiles, tiles.values(), strict=False)), max_new_tokens=2)
@@ -76,7 +77,7 @@ def test_the_session_is_as_new_afterwards(session: Session, golden: bytes, bundl
 
 @pytest.mark.parametrize("what", ["bundle", "dialect", "version", "engine", "device"])
 def test_another_bundle_engine_or_device_is_judged_anew(
-    session: Session,
+    model: StartedModel,
     golden: bytes,
     bundle: Path,
     folder: Path,
@@ -84,43 +85,43 @@ def test_another_bundle_engine_or_device_is_judged_anew(
     monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    pass_gate(session, golden, bundle, folder=folder)
+    pass_gate(model, golden, bundle, folder=folder)
     if what == "bundle":
-        monkeypatch.setattr(session, "bundle_digest", "sha256:" + "0" * 64)
+        monkeypatch.setattr(model, "bundle_digest", "sha256:" + "0" * 64)
     elif what == "dialect":
-        monkeypatch.setattr(session, "dialect", "concat")
+        monkeypatch.setattr(model, "dialect", "concat")
     elif what == "version":
         monkeypatch.setattr(gate, "__version__", "99")
     else:
         identity = gate.engine_identity
         monkeypatch.setattr(gate, "engine_identity", lambda path, backend: identity(path, backend) | {what: "another"})
-    pass_gate(session, golden, bundle, folder=folder)
+    pass_gate(model, golden, bundle, folder=folder)
     assert len(vision_calls) == 2 * NUM_IMAGES
     assert len(verdicts(folder)) == 2
 
 
 @pytest.mark.parametrize("wrong", ["tokens", "image_embeds"])
 def test_a_machine_that_computes_something_else_never_passes(
-    session: Session, golden: bytes, bundle: Path, folder: Path, wrong: str
+    model: StartedModel, golden: bytes, bundle: Path, folder: Path, wrong: str
 ) -> None:
     arrays = load_golden(golden, "here")
-    other = {"tokens": (arrays["tokens"] + 1) % session.manifest.model.vocab_size, "image_embeds": -arrays["image_embeds"]}
+    other = {"tokens": (arrays["tokens"] + 1) % model.manifest.model.vocab_size, "image_embeds": -arrays["image_embeds"]}
     for _ in range(2):
         with pytest.raises(BundleError, match=r"does not compute what the exporting machine did.*Do not drive with it"):
-            pass_gate(session, changed(golden, **{wrong: other[wrong]}), bundle, folder=folder)
+            pass_gate(model, changed(golden, **{wrong: other[wrong]}), bundle, folder=folder)
     assert verdicts(folder) == []
 
 
-def test_a_bundle_without_a_recorded_run_never_passes(session: Session, bundle: Path, folder: Path) -> None:
+def test_a_bundle_without_a_recorded_run_never_passes(model: StartedModel, bundle: Path, folder: Path) -> None:
     with pytest.raises(BundleError, match=r"golden\.npz is missing"):
-        pass_gate(session, None, bundle, folder=folder)
+        pass_gate(model, None, bundle, folder=folder)
 
 
-def test_no_changed_byte_of_a_verdict_passes_for_another(session: Session, bundle: Path, folder: Path) -> None:
+def test_no_changed_byte_of_a_verdict_passes_for_another(model: StartedModel, bundle: Path, folder: Path) -> None:
     """Whatever is read back is the run that was stored, or nothing."""
-    keep_verdict(session, bundle, PASSED, folder=folder)
+    keep_verdict(model, bundle, PASSED, folder=folder)
     (file,) = verdicts(folder)
-    whole, identity = file.read_bytes(), gate._identity(session, bundle)
+    whole, identity = file.read_bytes(), gate._identity(model, bundle)
     assert gate._read(file, identity) == PASSED
     rng = np.random.default_rng(0)
     for other in (b"4", b"6"):
@@ -140,10 +141,10 @@ def test_no_changed_byte_of_a_verdict_passes_for_another(session: Session, bundl
         assert gate._read(file, identity) is None
 
 
-def test_a_verdict_of_something_else_or_of_a_failed_run_does_not_count(session: Session, bundle: Path, folder: Path) -> None:
-    keep_verdict(session, bundle, PASSED, folder=folder)
+def test_a_verdict_of_something_else_or_of_a_failed_run_does_not_count(model: StartedModel, bundle: Path, folder: Path) -> None:
+    keep_verdict(model, bundle, PASSED, folder=folder)
     (file,) = verdicts(folder)
-    identity = gate._identity(session, bundle)
+    identity = gate._identity(model, bundle)
     assert gate._read(file, {**identity, "dialect": "concat"}) is None
     for replay in ({"vision_cosine": 0.5}, {"tokens_agreeing": 1}):
         stored = json.loads(file.read_bytes())["verdict"]
@@ -156,30 +157,32 @@ def test_a_verdict_of_something_else_or_of_a_failed_run_does_not_count(session: 
 
 
 def test_where_nothing_can_be_kept_the_gate_still_judges(
-    session: Session, golden: bytes, bundle: Path, tmp_path: Path, vision_calls: list[int], caplog: pytest.LogCaptureFixture
+    model: StartedModel, golden: bytes, bundle: Path, tmp_path: Path, vision_calls: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     with caplog.at_level(logging.WARNING, logger="drivekd"):
         for _ in range(2):
-            assert pass_gate(session, golden, bundle, folder=tmp_path / "file" / "gate").passed
+            assert pass_gate(model, golden, bundle, folder=tmp_path / "file" / "gate").passed
     assert len(vision_calls) == 2 * NUM_IMAGES
     assert "verdict cannot be kept" in caplog.text
 
 
-def test_verdicts_lie_in_the_users_cache(session: Session, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verdicts_lie_in_the_users_cache(
+    model: StartedModel, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    keep_verdict(session, bundle, PASSED)
+    keep_verdict(model, bundle, PASSED)
     assert len(verdicts(tmp_path / "xdg" / "drivekd" / "gate")) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    keep_verdict(session, bundle, PASSED)
+    keep_verdict(model, bundle, PASSED)
     assert len(verdicts(tmp_path / ".cache" / "drivekd" / "gate")) == 1
     assert not Path("relative").exists()
 
 
 def test_a_replay_that_is_asked_for_reads_no_verdict(
-    session: Session, golden: bytes, bundle: Path, folder: Path, vision_calls: list[int]
+    model: StartedModel, golden: bytes, bundle: Path, folder: Path, vision_calls: list[int]
 ) -> None:
-    keep_verdict(session, bundle, PASSED, folder=folder)
-    assert replay_now(session, golden, bundle) != PASSED
+    keep_verdict(model, bundle, PASSED, folder=folder)
+    assert replay_now(model, golden, bundle) != PASSED
     assert len(vision_calls) == NUM_IMAGES

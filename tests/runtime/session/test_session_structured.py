@@ -26,6 +26,7 @@ from drivekd.runtime.answers.schemas import ACTIONS, default_schemas, valid_answ
 from drivekd.runtime.bundle.manifest import DIALECTS
 from drivekd.runtime.decoder.protocol import Cache
 from drivekd.runtime.engine.ort import BoundGraph, OrtRunner
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.sampling import Sampler
 from drivekd.runtime.session.triad import Branch, branch, decode, opened
 
@@ -39,15 +40,15 @@ pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
 
 @dataclass(frozen=True)
 class Asker:
-    """A session asked below its face, behind a prefix of text. grammars: of this tokenizer. calls: of the decoder, so far."""
+    """A model asked below a session, behind a prefix of text. grammars: of this tokenizer. calls: of the decoder, so far."""
 
-    session: Session
+    model: StartedModel
     grammars: Grammars
     prefix: Cache
     calls: list[str]
 
     def text(self, state: Branch) -> str:
-        return self.session.prompts.decode(state.tokens)
+        return self.model.prompts.decode(state.tokens)
 
     def ask(
         self,
@@ -59,31 +60,31 @@ class Asker:
     ) -> dict[str, Branch]:
         self.calls.clear()
         branches = [opened(self.grammars.constraint(name) if structured else None) for name in capabilities]
-        questions, prompts = self.session.questions(), self.session.prompts
+        questions, prompts = self.model.questions(), self.model.prompts
         ids = [[*prompts.suffix(questions[name]), *state.tokens] for name, state in zip(capabilities, branches, strict=True)]
-        logits, cache = branch(self.session.decoder, self.prefix, ids, room=STEPS)
+        logits, cache = branch(self.model.decoder, self.prefix, ids, room=STEPS)
         self.calls.clear()  # of the decoding alone
         settings: dict[str, Any] = {
-            "stop_id": self.session.manifest.generation.end_of_turn_id,
+            "stop_id": self.model.manifest.generation.end_of_turn_id,
             "max_new_tokens": STEPS,
             "deadline": Deadline(),
             "on_token": lambda row, state: None,
             "sampler": Sampler(sampling, capabilities),
         }
-        found = decode(self.session.decoder, logits, cache, branches=branches, **{**settings, **options})
+        found = decode(self.model.decoder, logits, cache, branches=branches, **{**settings, **options})
         return dict(zip(capabilities, found, strict=True))
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
 def asker(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Asker]:
-    with load_bundle(bundle, threads=1, dialect=request.param) as session:
-        manifest = session.manifest
+    with StartedModel(read_bundle(bundle), threads=1, dialect=request.param) as model:
+        manifest = model.manifest
         tokenizer = read_bundle(bundle).files["tokenizer.json"]
         grammars = Grammars(tokenizer, manifest.model.vocab_size, manifest.generation.end_of_turn_id, SCHEMAS)
-        _, prefix = session.decoder.read([session.prompts.prefix(1)], session.decoder.empty_cache())
+        _, prefix = model.decoder.read([model.prompts.prefix(1)], model.decoder.empty_cache())
         calls: list[str] = []
-        count_calls(session.decoder, calls)
-        yield Asker(session, grammars, prefix, calls)
+        count_calls(model.decoder, calls)
+        yield Asker(model, grammars, prefix, calls)
 
 
 def count_calls(decoder: Any, calls: list[str]) -> None:
@@ -145,9 +146,9 @@ def chosen_places(asker: Asker, name: str, state: Branch) -> list[int]:
 def test_every_token_was_read_forced_or_not(asker: Asker, capabilities: tuple[str, ...]) -> None:
     """The slow obvious way, which knows no grammar: the whole answer is fed token by token, and predicts what was chosen."""
     for name, state in asker.ask(capabilities, sampling=Sampling(0.8, seed=4), max_new_tokens=40).items():
-        question = asker.session.prompts.suffix(asker.session.questions()[name])
+        question = asker.model.prompts.suffix(asker.model.questions()[name])
         tokens = np.asarray(state.tokens)[:, None]  # [N, B = 1]
-        logits = triad.forced_logits(asker.session.decoder, asker.prefix, [question], tokens)[:, 0]  # [N, V]
+        logits = triad.forced_logits(asker.model.decoder, asker.prefix, [question], tokens)[:, 0]  # [N, V]
         places = chosen_places(asker, name, state)
         expected = log_softmax(logits)[places, tokens[places, 0]]
         assert len(places) + state.forced == len(state.tokens)
@@ -193,9 +194,9 @@ def test_every_answer_is_valid_and_the_ended_ones_are_complete(asker: Asker, see
 def test_the_log_probabilities_are_the_models_own(asker: Asker) -> None:
     """Of a first token that the grammar decided, against the logits of the same prompt without one."""
     state = asker.ask(("planning",), max_new_tokens=1)["planning"]
-    prompts = asker.session.prompts
-    ids = [*prompts.suffix(asker.session.questions()["planning"]), *asker.grammars.constraint("planning").opening()]
-    logits, _ = branch(asker.session.decoder, asker.prefix, [ids])
+    prompts = asker.model.prompts
+    ids = [*prompts.suffix(asker.model.questions()["planning"]), *asker.grammars.constraint("planning").opening()]
+    logits, _ = branch(asker.model.decoder, asker.prefix, [ids])
     wide = logits[0].astype(np.float64)
     expected = wide - wide.max() - np.log(np.exp(wide - wide.max()).sum())
     chosen = state.tokens[len(asker.grammars.constraint("planning").opening())]
@@ -259,14 +260,14 @@ def test_text_is_streamed_as_it_is_generated(asker: Asker) -> None:
 
 
 def test_a_broken_engine_stops_structured_answers_too(asker: Asker, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = asker.session.decoder.step
+    real = asker.model.decoder.step
 
     def broken(tokens: Any, cache: Cache) -> Any:
         logits, longer = real(tokens, cache)
         logits[0, 0] = np.nan
         return logits, longer
 
-    monkeypatch.setattr(asker.session.decoder, "step", broken)
+    monkeypatch.setattr(asker.model.decoder, "step", broken)
     with pytest.raises(RunnerError, match="not finite"):
         asker.ask(structured=False)
 

@@ -11,6 +11,7 @@ from tiny_run import FAMILIES
 
 from drivekd.runtime.bundle.manifest import DIALECTS
 from drivekd.runtime.parity.golden import golden_images
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.session import Session
 
 
@@ -32,25 +33,25 @@ def images(exported: Exported) -> Images:
 
 
 @pytest.fixture(scope="module", params=DIALECTS)
-def sessions(request: pytest.FixtureRequest, exported: Exported) -> Iterator[tuple[Session, Session]]:
+def models(request: pytest.FixtureRequest, exported: Exported) -> Iterator[tuple[StartedModel, StartedModel]]:
     """One whose prefix is kept and whose memory is reserved, and one that reads everything anew."""
     with (
-        Session(exported.bundle, threads=1, dialect=request.param) as kept,
-        Session(exported.bundle, threads=1, dialect=request.param) as anew,
+        StartedModel(exported.bundle, threads=1, dialect=request.param) as kept,
+        StartedModel(exported.bundle, threads=1, dialect=request.param) as anew,
     ):
         yield kept, anew
 
 
 @pytest.fixture
-def kept(sessions: tuple[Session, Session]) -> Session:
-    sessions[0].prefix.forget()
-    return sessions[0]
+def kept(models: tuple[StartedModel, StartedModel]) -> StartedModel:
+    models[0].prefix.forget()
+    return models[0]
 
 
 @pytest.fixture
-def anew(sessions: tuple[Session, Session]) -> Session:
-    sessions[1].prefix.forget()
-    return sessions[1]
+def anew(models: tuple[StartedModel, StartedModel]) -> StartedModel:
+    models[1].prefix.forget()
+    return models[1]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numerics
 def test_a_read_ends_between_two_calls(
     shared_session: Session, lengths: tuple[int, ...], last: int, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = shared_session.decoder
+    decoder = shared_session.model.decoder
     sequences = [[5] * length for length in lengths]
     start = decoder.engine_calls
     if reason == "deadline":
@@ -37,7 +37,7 @@ def test_the_deadline_waits_for_one_engine_call_at_most(
 ) -> None:
     """Time moves only with engine calls; whichever one passes the deadline is the last."""
     full = session.answer(images, max_new_tokens=4)
-    session.prefix.forget()
+    session.model.prefix.forget()
     calls = counted_calls(session, monkeypatch)
     monkeypatch.setattr(Deadline, "elapsed_ms", lambda self: 10.0 * len(calls))
     answers = session.answer(images, max_new_tokens=4, deadline_ms=10 * allowed_calls - 5)
@@ -60,7 +60,7 @@ def counted_calls(session: Session, monkeypatch: pytest.MonkeyPatch) -> list[str
 
         return call
 
-    monkeypatch.setattr(session.vision, "infer", count("vision", session.vision.infer))
-    monkeypatch.setattr(session.decoder._runner, "infer", count("decoder", session.decoder._runner.infer))  # type: ignore[attr-defined]
+    monkeypatch.setattr(session.model.vision, "infer", count("vision", session.model.vision.infer))
+    monkeypatch.setattr(session.model.decoder._runner, "infer", count("decoder", session.model.decoder._runner.infer))  # type: ignore[attr-defined]
     monkeypatch.setattr(BoundGraph, "run", count("decoder", BoundGraph.run))
     return calls

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dialect_cases import ATOL, STEPS, Images, free_run, read, suffixes
+from dialect_cases import ATOL, STEPS, Images, free_run, suffixes
 from dialect_exports import Exported, bundle_of
 from numpy.typing import NDArray
 
@@ -51,9 +51,9 @@ def torch_logits(exported: Exported, images: Images, question: str, tokens: Sequ
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_triad_equals_three_runs_of_torch(exported: Exported, session: Session, images: Images) -> None:
-    tokens = free_run(session, images)  # [N, B]
-    questions = list(session.questions().values())
-    found = session.forced_logits(images, questions, tokens)  # [N, B, V]
+    tokens = free_run(session.model, images)  # [N, B]
+    questions = list(session.model.questions().values())
+    found = session.model.forced_logits(images, questions, tokens)  # [N, B, V]
     for row, question in enumerate(questions):
         expected = torch_logits(exported, images, question, tokens[:, row].tolist())
         assert np.abs(found[:, row] - expected).max() <= ATOL
@@ -63,9 +63,9 @@ def test_the_triad_equals_three_runs_of_torch(exported: Exported, session: Sessi
 
 
 def test_the_model_is_not_vacuous(session: Session, images: Images) -> None:
-    tokens = free_run(session, images)
+    tokens = free_run(session.model, images)
     assert len({tuple(row) for row in tokens.T}) == 3
-    other = free_run(session, {name: 255 - image for name, image in images.items()})
+    other = free_run(session.model, {name: 255 - image for name, image in images.items()})
     assert not np.array_equal(tokens, other)
 
 
@@ -81,35 +81,37 @@ def test_positions_are_the_processors(exported: Exported, session: Session, imag
     """Behind images text goes on at the largest position plus 1, which is fewer than there are tokens in Qwen2.5-VL."""
     processor = exported.source.processor
     positions = processor.prefix_positions(processor.prompts.prefix(len(images)))
-    cache = read(session, images)
+    cache = session.model.read(images)
     assert cache.num_tokens.tolist() == [positions.shape[1]]
     assert cache.next_positions.tolist() == [positions.max() + 1]
     assert (cache.next_positions < cache.num_tokens).all() == (len(positions) == 3)
-    questions = suffixes(session)
-    _, longer = branch(session.decoder, cache, questions)
+    questions = suffixes(session.model)
+    _, longer = branch(session.model.decoder, cache, questions)
     expected = positions.max() + 1 + np.asarray([len(ids) for ids in questions])
     assert longer.next_positions.tolist() == expected.tolist()
-    _, longer = session.decoder.step([1, 2, 3], longer)
+    _, longer = session.model.decoder.step([1, 2, 3], longer)
     assert longer.next_positions.tolist() == (expected + 1).tolist()
 
 
 def test_both_dialects_agree_and_replay_each_others_run(exported: Exported, images: Images) -> None:
     sessions = {dialect: Session(exported.bundle, threads=1, dialect=dialect) for dialect in DIALECTS}
     assert [session.dialect for session in sessions.values()] == list(DIALECTS)
-    questions = list(sessions["gqa"].questions().values())
-    tokens = free_run(sessions["gqa"], images)
-    assert np.array_equal(tokens, free_run(sessions["concat"], images))
-    found = [session.forced_logits(images, questions, tokens) for session in sessions.values()]
+    questions = list(sessions["gqa"].model.questions().values())
+    tokens = free_run(sessions["gqa"].model, images)
+    assert np.array_equal(tokens, free_run(sessions["concat"].model, images))
+    found = [session.model.forced_logits(images, questions, tokens) for session in sessions.values()]
     assert np.abs(found[0] - found[1]).max() <= ATOL
-    caches = [branch(session.decoder, read(session, images), suffixes(session))[1] for session in sessions.values()]
+    caches = [
+        branch(session.model.decoder, session.model.read(images), suffixes(session.model))[1] for session in sessions.values()
+    ]
     for row in range(3):
         for left, right in zip(caches[0].kv(row), caches[1].kv(row), strict=True):
             assert left.shape == right.shape
             assert np.abs(left - right).max() <= ATOL * max(1, np.abs(left).max())
     for recording in sessions.values():
-        golden = record_golden(recording)
+        golden = record_golden(recording.model)
         for replaying in sessions.values():
-            replay = replay_golden(replaying, golden, "here")
+            replay = replay_golden(replaying.model, golden, "here")
             assert replay.passed
             assert replay.tokens_compared > 30
 
@@ -153,7 +155,7 @@ def test_a_closed_session_runs_nothing(exported: Exported, images: Images) -> No
         session = Session(exported.bundle, threads=1, dialect=dialect)
         session.close()
         with pytest.raises(RunnerError, match="closed"):
-            session.decoder.read([[1, 2]], session.decoder.empty_cache())
+            session.model.decoder.read([[1, 2]], session.model.decoder.empty_cache())
 
 
 # What both dialects of one quantized graph may differ by, over the largest logit: K/V and sums of 11 bits; int8 rounding of
@@ -172,12 +174,12 @@ def test_quantized_dialects_agree(exported: Exported, images: Images, precision:
         (tmp_path / name).write_bytes(bundle.files[name])
     quantized = bundle_of(exported.source, graphs, tmp_path)
     sessions = [Session(quantized, threads=1, dialect=dialect) for dialect in DIALECTS]
-    kinds = [kv.dtype for session in sessions for kv in read(session, images).kv(0)]
+    kinds = [kv.dtype for session in sessions for kv in session.model.read(images).kv(0)]
     assert set(kinds) == {np.dtype(np.float16 if precision == "fp16" else np.float32)}
-    tokens = free_run(sessions[0], images)
-    questions = list(sessions[0].questions().values())
-    left, right = (session.forced_logits(images, questions, tokens) for session in sessions)
+    tokens = free_run(sessions[0].model, images)
+    questions = list(sessions[0].model.questions().values())
+    left, right = (session.model.forced_logits(images, questions, tokens) for session in sessions)
     assert left.dtype == right.dtype == np.float32
     assert np.abs(left - right).max() <= QUANTIZED[precision] * np.abs(left).max()
-    exact = Session(bundle, threads=1).forced_logits(images, questions, tokens)
+    exact = Session(bundle, threads=1).model.forced_logits(images, questions, tokens)
     assert np.abs(left - exact).max() > 0, "nothing was quantized"

@@ -11,32 +11,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image_starts, read, read_anew
+from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image_starts, read_anew
 from numpy.typing import NDArray
 
 from drivekd.errors import RunnerError
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.decoder.protocol import Cache
-from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.model import StartedModel
 
 pytestmark = pytest.mark.numerics
 
 
 class Calls:
-    """Engine calls of a session, and a deadline that counts them instead of milliseconds."""
+    """Engine calls of a model, and a deadline that counts them instead of milliseconds."""
 
-    def __init__(self, session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._session, self._vision = session, 0
-        infer = session.vision.infer
+    def __init__(self, model: StartedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._model, self._vision = model, 0
+        infer = model.vision.infer
 
         def counted(feeds: Any) -> Any:
             self._vision += 1
             return infer(feeds)
 
-        monkeypatch.setattr(session.vision, "infer", counted)
+        monkeypatch.setattr(model.vision, "infer", counted)
 
     def made(self) -> int:
-        return self._vision + self._session.decoder.engine_calls
+        return self._vision + self._model.decoder.engine_calls
 
     def after(self, number: int) -> Callable[[], bool]:
         start = self.made()
@@ -46,10 +46,10 @@ class Calls:
 @pytest.mark.parametrize("how", ["deadline", "cancelled"])
 @pytest.mark.parametrize("allowed", range(2 * NUM_CAMERAS + 1))
 def test_what_was_read_before_the_deadline_is_kept(
-    kept: Session, anew: Session, frame: Images, allowed: int, how: str, monkeypatch: pytest.MonkeyPatch
+    kept: StartedModel, anew: StartedModel, frame: Images, allowed: int, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is read twice, nothing is half read, and the rest of an older frame is gone."""
-    read(kept, changed(frame, list(frame)[2:], np.random.default_rng(0)))
+    kept.read(changed(frame, list(frame)[2:], np.random.default_rng(0)))
     calls = Calls(kept, monkeypatch)
     total = 2 * (NUM_CAMERAS - 2)
     counts = []
@@ -61,7 +61,7 @@ def test_what_was_read_before_the_deadline_is_kept(
     counts.append(kept.prefix.counts)
     assert (found is None) == (allowed < total)
     start = calls.made()
-    cache = read(kept, frame)
+    cache = kept.read(frame)
     counts.append(kept.prefix.counts)
     assert calls.made() - start == max(0, total - allowed)
     starts = image_starts(kept, NUM_CAMERAS)
@@ -72,19 +72,19 @@ def test_what_was_read_before_the_deadline_is_kept(
 
 @pytest.mark.parametrize("allowed", range(0, 2 * NUM_CAMERAS, 2))
 def test_a_frame_that_was_cut_off_leaves_no_trace(
-    kept: Session, anew: Session, frame: Images, allowed: int, monkeypatch: pytest.MonkeyPatch
+    kept: StartedModel, anew: StartedModel, frame: Images, allowed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next frame differs from both; frames are cut off again and again."""
     rng, calls, now = np.random.default_rng(allowed), Calls(kept, monkeypatch), frame
     for _ in range(4):
         kept.prefix.read(now, Deadline(None, calls.after(allowed)))
         now = changed(now, rng.choice(list(frame), 2), rng)
-    assert_bits_equal(read(kept, now), read_anew(anew, now))
+    assert_bits_equal(kept.read(now), read_anew(anew, now))
 
 
 @pytest.mark.parametrize("broken_call", range(2 * NUM_CAMERAS + 1))
 def test_nothing_that_a_broken_engine_gave_is_kept(
-    kept: Session, anew: Session, frame: Images, broken_call: int, monkeypatch: pytest.MonkeyPatch
+    kept: StartedModel, anew: StartedModel, frame: Images, broken_call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call gives NaN: that frame fails, the next one, of the same images, is right."""
     calls = itertools.count()
@@ -108,13 +108,13 @@ def test_nothing_that_a_broken_engine_gave_is_kept(
     monkeypatch.setattr(kept.decoder, "forward", broken_forward)
     with pytest.raises(RunnerError, match="not finite"):
         kept.prefix.read(frame, Deadline())
-    assert_bits_equal(read(kept, frame), read_anew(anew, frame))
+    assert_bits_equal(kept.read(frame), read_anew(anew, frame))
 
 
 def test_an_engine_that_fails_leaves_nothing(
-    kept: Session, anew: Session, frame: Images, monkeypatch: pytest.MonkeyPatch
+    kept: StartedModel, anew: StartedModel, frame: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read(kept, frame)
+    kept.read(frame)
     after = changed(frame, ["camera_4"], np.random.default_rng(0))
 
     def failing(*args: Any) -> Any:
@@ -124,5 +124,5 @@ def test_an_engine_that_fails_leaves_nothing(
         patch.setattr(kept.decoder, "forward", failing)
         with pytest.raises(RunnerError, match="gone"):
             kept.prefix.read(after, Deadline())
-    assert_bits_equal(read(kept, after), read_anew(anew, after))
+    assert_bits_equal(kept.read(after), read_anew(anew, after))
     assert kept.prefix.counts["images_encoded"] == NUM_CAMERAS

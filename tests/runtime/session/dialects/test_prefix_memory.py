@@ -8,36 +8,36 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image_starts, read
+from dialect_cases import NUM_CAMERAS, Images, assert_bits_equal, changed, image_starts
 from dialect_exports import Exported
 
 import drivekd.runtime.decoder.gqa as gqa_module
 from drivekd.errors import RunnerError
 from drivekd.runtime.decoder.arena import Arena, ArenaCache
 from drivekd.runtime.decoder.protocol import Cache
-from drivekd.runtime.session.session import Session
+from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.triad import branch
 
 pytestmark = pytest.mark.numerics
 
 
 @pytest.fixture
-def in_place(exported: Exported) -> Iterator[Session]:
-    with Session(exported.bundle, threads=1, dialect="gqa") as session:
-        session.decoder.reserve(3, 250)
-        yield session
+def in_place(exported: Exported) -> Iterator[StartedModel]:
+    with StartedModel(exported.bundle, threads=1, dialect="gqa") as model:
+        model.decoder.reserve(3, 250)
+        yield model
 
 
-def drive(session: Session, frame: Images, steps: int = 5) -> Cache:
-    logits, cache = branch(session.decoder, read(session, frame), [[7] * 3, [8] * 5, [9]], room=steps)
+def drive(model: StartedModel, frame: Images, steps: int = 5) -> Cache:
+    logits, cache = branch(model.decoder, model.read(frame), [[7] * 3, [8] * 5, [9]], room=steps)
     for step in range(steps):
         if step == 2:  # the second answer has ended
             logits, cache = logits[[0, 2]], cache.compact([0, 2])
-        logits, cache = session.decoder.step(logits.argmax(axis=1).tolist(), cache)
+        logits, cache = model.decoder.step(logits.argmax(axis=1).tolist(), cache)
     return cache
 
 
-def test_frames_take_no_new_memory(in_place: Session, frame: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_take_no_new_memory(in_place: StartedModel, frame: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither for the prefix nor for branches, nor for logits: all is where the first frame had it."""
     drive(in_place, frame)
     rng = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_frames_take_no_new_memory(in_place: Session, frame: Images, monkeypatch
     drive(in_place, dict(itertools.islice(frame.items(), 2)))
 
 
-def test_branches_copy_what_changed(in_place: Session, frame: Images, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_branches_copy_what_changed(in_place: StartedModel, frame: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     columns: list[int] = []
     move = Arena.move
 
@@ -68,40 +68,40 @@ def test_branches_copy_what_changed(in_place: Session, frame: Images, monkeypatc
     starts = image_starts(in_place, NUM_CAMERAS)
     for first in (4, 5, 0):
         frame, before = changed(frame, list(frame)[first:], np.random.default_rng(first)), len(columns)
-        in_place.decoder.read([[7], [8], [9]], read(in_place, frame).select([0] * 3, room=9))
+        in_place.decoder.read([[7], [8], [9]], in_place.read(frame).select([0] * 3, room=9))
         assert columns[before:] == [starts[-1] - starts[first]] * 3
     drive(in_place, frame)
     assert max(columns[before + 3 :]) <= 5 + 5, "an unchanged prefix was copied, or moved when a branch ended"
 
 
-def test_more_may_be_reserved_while_a_prefix_is_kept(in_place: Session, exported: Exported, frame: Images) -> None:
+def test_more_may_be_reserved_while_a_prefix_is_kept(in_place: StartedModel, exported: Exported, frame: Images) -> None:
     """A longer question than ever, or more cameras: the prefix is neither lost nor read again."""
     few = dict(itertools.islice(frame.items(), 2))
-    cache = read(in_place, few)
+    cache = in_place.read(few)
     in_place.decoder.reserve(4, 400)
-    assert read(in_place, few) is cache
+    assert in_place.read(few) is cache
     found = cache.select([0] * 4, room=100)
     assert isinstance(found, ArenaCache)
     assert found.arena.reserved
     assert found.arena.capacity >= 400
-    whole = read(in_place, frame)
+    whole = in_place.read(frame)
     starts = image_starts(in_place, NUM_CAMERAS)
     assert in_place.prefix.counts["tokens_prefilled"] <= starts[-1] - starts[1]
-    with Session(exported.bundle, threads=1, dialect="gqa") as anew:
-        assert_bits_equal(whole, read(anew, frame))
+    with StartedModel(exported.bundle, threads=1, dialect="gqa") as anew:
+        assert_bits_equal(whole, anew.read(frame))
 
 
-def test_the_prefix_of_an_older_frame_is_refused(in_place: Session, frame: Images) -> None:
-    older = read(in_place, frame)
-    newer = read(in_place, changed(frame, ["camera_5"], np.random.default_rng(0)))
+def test_the_prefix_of_an_older_frame_is_refused(in_place: StartedModel, frame: Images) -> None:
+    older = in_place.read(frame)
+    newer = in_place.read(changed(frame, ["camera_5"], np.random.default_rng(0)))
     with pytest.raises(RunnerError, match="spent"):
         branch(in_place.decoder, older, [[7]])
     branch(in_place.decoder, newer, [[7]])
 
 
-def test_an_answer_that_overflows_its_memory_is_refused(in_place: Session, frame: Images) -> None:
+def test_an_answer_that_overflows_its_memory_is_refused(in_place: StartedModel, frame: Images) -> None:
     """With numbers, and before the engine writes behind the end of a row."""
-    prefix = read(in_place, dict(itertools.islice(frame.items(), 1)))
+    prefix = in_place.read(dict(itertools.islice(frame.items(), 1)))
     logits, cache = branch(in_place.decoder, prefix, [[7]] * 3, room=9)
     calls = in_place.decoder.engine_calls
     for _ in range(256 - int(prefix.num_tokens[0]) - 1):
