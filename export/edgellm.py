@@ -27,7 +27,8 @@ from drivekd.files import refuse_non_empty, whole_directory
 from drivekd.hf_checkpoint import write_processor
 from drivekd.processor import parse_tokenizer
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
-from drivekd.runtime.parity.golden import GOLDEN_FILE, MIN_AGREEMENT, TIE_MARGIN, load_golden
+from drivekd.runtime.parity.golden import GOLDEN_FILE, load_golden
+from drivekd.runtime.parity.limits import MIN_AGREEMENT, TIE_MARGIN
 from drivekd.runtime.parity.referee import golden_questions, until_end
 
 from .edgellm_readme import EDGELLM_VERSION, kit_readme

@@ -13,7 +13,7 @@ from drivekd.export.source.reference import NUM_STEPS, Generation, Reference
 from drivekd.runtime.answers.deadline import Deadline
 from drivekd.runtime.bundle.graph_contract import present_names
 from drivekd.runtime.decoder.protocol import Cache
-from drivekd.runtime.parity.golden import TIE_MARGIN
+from drivekd.runtime.parity.limits import TIE_MARGIN
 from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.sampling import top2_margin
 from drivekd.runtime.session.triad import branch, decode

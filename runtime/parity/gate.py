@@ -22,7 +22,8 @@ from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_jso
 from drivekd.runtime.engine.backends import engine_identity
 from drivekd.runtime.session.model import StartedModel
 
-from .golden import GOLDEN_FILE, MIN_AGREEMENT, MIN_COSINE, Replay, replay_golden
+from .golden import GOLDEN_FILE, Replay, replay_golden
+from .limits import MIN_AGREEMENT, MIN_COSINE
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,11 @@ from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.sampling import greedy, top2_margin
 from drivekd.runtime.session.triad import branch
 
+from .limits import MIN_AGREEMENT, MIN_COSINE, TIE_MARGIN
+
 GOLDEN_FILE = "golden.npz"
 NUM_IMAGES = 1  # a tile takes a car's computer seconds when it has no GPU, and all tiles take the same way
 NUM_TOKENS = 16
-MIN_COSINE = 0.999  # docs/design.md, "Parity gate"
-MIN_AGREEMENT = 0.99
-# Two fp32 engines differ by some 1e-5 in a logit; where the best two are nearer than this, either may win.
-TIE_MARGIN = 1e-3
 
 
 @dataclass(frozen=True)

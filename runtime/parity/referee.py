@@ -25,7 +25,8 @@ from drivekd.runtime.answers.questions import fill_template
 from drivekd.runtime.bundle.manifest import Manifest
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
 
-from .golden import GOLDEN_FILE, MIN_AGREEMENT, TIE_MARGIN, load_golden
+from .golden import GOLDEN_FILE, load_golden
+from .limits import MIN_AGREEMENT, TIE_MARGIN
 from .outputs import EngineAnswer, read_outputs
 
 HEADER = ["capability", "judged by", "tokens agree", "first difference", "expected", "found", "margin", ""]
