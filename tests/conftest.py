@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -42,6 +45,33 @@ def _torch_settings() -> tuple[int, str, Any] | None:
     if (torch := sys.modules.get("torch")) is None:  # heavy, and most files want none
         return None
     return torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file of nothing but unwanted kinds is not read: its imports alone take seconds."""
+    if not collection_path.name.startswith("test_") or not collection_path.is_file():
+        return None
+    unwanted = unwanted_kinds(config.getoption("-m"))
+    return True if unwanted & kinds_of_all_tests(collection_path.read_text()) else None
+
+
+def unwanted_kinds(expression: str) -> set[str]:
+    """What `-m "not A and not B"` leaves out, whatever else a test is; with "or" or brackets that is not said so simply."""
+    terms = [term.split() for term in expression.split(" and ")]
+    is_plain = all(len(term) == 1 or (len(term) == 2 and term[0] == "not") for term in terms)
+    return {term[1] for term in terms if len(term) == 2} if is_plain else set()
+
+
+def kinds_of_all_tests(source: str) -> set[str]:
+    """The markers in a test file's `pytestmark`."""
+    found = re.search(r"^pytestmark = (.+?)$(?!\n[ \]])", source, re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"pytest\.mark\.(\w+)", found[1])) if found else set()
+
+
+def pytest_collection_finish() -> None:
+    """Half a million objects of libraries stay for good: no garbage collection of a test looks through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,8 @@
-"""Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; its models of a
-training step; a finished training run."""
+"""Commands in this process and in ones of their own.
+
+Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; its models of a training step; a
+finished training run.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,10 +20,33 @@ import pytest
 from places import ROOT
 from tiny_run import TinyRun
 
+from drivekd.log import logger
+
 if TYPE_CHECKING:
     from benchmarks.distill.models import BenchmarkFolder
 
+Run: TypeAlias = Callable[..., tuple[int, str, str]]
 RunBenchmark: TypeAlias = Callable[..., "Printed"]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Call `drivekd ARGUMENTS` in this process -> (exit code, stdout, stderr). A process of its own would import torch anew."""
+    from drivekd.cli import main
+
+    log = list(logger.handlers), logger.level, logger.propagate
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["drivekd", *map(str, arguments)])
+        code: Any = 0
+        try:
+            main()
+        except SystemExit as exit:
+            code = exit.code
+        return code or 0, *capsys.readouterr()
+
+    yield call
+    logger.handlers[:], logger.level, logger.propagate = log
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""`drivekd export` and `drivekd check` as their user meets them: what is printed, what is refused, what is left on the disk."""
+"""`drivekd export` and `drivekd check` as their user meets them: what is printed, what is refused, what is left on the disk.
+
+Each exit code once comes from a process of its own; the rest is asked in this one, which has torch already.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_fixtures import Run
 from places import ROOT
 
 from drivekd.runtime import read_bundle
@@ -41,6 +45,13 @@ def exported(folder: Path) -> subprocess.CompletedProcess[str]:
     return drivekd(folder, "export", "student", "--out", "bundle", "--precision", "int4", *overrides)
 
 
+@pytest.fixture
+def here(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """drivekd ARGUMENTS in the folder, in this process."""
+    monkeypatch.chdir(folder)
+    return run
+
+
 def test_int4_prints_parity_of_both_precisions(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
     assert exported.returncode == 0, exported.stderr
     assert "parity of bundle with student, worst first" in exported.stdout
@@ -60,25 +71,25 @@ def test_int4_prints_parity_of_both_precisions(folder: Path, exported: subproces
     assert list(json.loads((folder / "bundle" / "schemas.json").read_bytes())) == list(manifest.prompts)
 
 
-def test_check_shows_graphs_and_passes_its_gate(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
-    done = drivekd(folder, "check", "bundle", "--verbose")
-    assert done.returncode == 0, done.stderr
+def test_check_shows_graphs_and_passes_its_gate(folder: Path, here: Run, exported: subprocess.CompletedProcess[str]) -> None:
+    code, stdout, stderr = here("check", "bundle", "--verbose")
+    assert code == 0, stderr
     for word in ("bundle is sound", "parity gate", "decoder.gqa", "image_embeds", "int4", "embedding", "signature", "engines"):
-        assert word in done.stdout
+        assert word in stdout
     digest = read_bundle(folder / "bundle").digest
-    assert drivekd(folder, "check", "bundle", "--expect-digest", digest).returncode == 0
-    wrong = drivekd(folder, "check", "bundle", "--expect-digest", "sha256:" + "0" * 64)
-    assert wrong.returncode == 1
-    assert "expected the bundle" in wrong.stderr
+    assert here("check", "bundle", "--expect-digest", digest)[0] == 0
+    code, _, stderr = here("check", "bundle", "--expect-digest", "sha256:" + "0" * 64)
+    assert code == 1
+    assert "expected the bundle" in stderr
 
 
-def test_bisect_finds_nothing_in_a_sound_bundle(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
-    done = drivekd(folder, "check", "bundle", "--bisect")
-    assert done.returncode == 0, done.stderr
-    assert "layers.0.output" in done.stdout
+def test_bisect_finds_nothing_in_a_sound_bundle(here: Run, exported: subprocess.CompletedProcess[str]) -> None:
+    code, stdout, stderr = here("check", "bundle", "--bisect")
+    assert code == 0, stderr
+    assert "layers.0.output" in stdout
 
 
-def test_a_signed_bundle(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
+def test_a_signed_bundle(folder: Path, here: Run, exported: subprocess.CompletedProcess[str]) -> None:
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -88,24 +99,24 @@ def test_a_signed_bundle(folder: Path, exported: subprocess.CompletedProcess[str
     public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     (folder / "key.pub").write_bytes(public)
     signed = Path(shutil.copytree(folder / "bundle", folder / "signed"))
-    done = drivekd(folder, "export", "signed", "--sign", "key.pem")
-    assert done.returncode == 0, done.stderr
-    assert drivekd(folder, "check", signed, "--public-key", "key.pub").returncode == 0
-    unsigned = drivekd(folder, "check", "bundle", "--public-key", "key.pub")
-    assert unsigned.returncode == 1
-    assert "sign" in unsigned.stderr
+    code, _, stderr = here("export", "signed", "--sign", "key.pem")
+    assert code == 0, stderr
+    assert here("check", signed, "--public-key", "key.pub")[0] == 0
+    code, _, stderr = here("check", "bundle", "--public-key", "key.pub")
+    assert code == 1
+    assert "sign" in stderr
 
 
-def test_the_kit_and_its_referee(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
+def test_the_kit_and_its_referee(folder: Path, here: Run, exported: subprocess.CompletedProcess[str]) -> None:
     assert drivekd(folder, "export", "bundle", "--kit", "edgellm").returncode == 2, "it needs the checkpoint"
-    done = drivekd(folder, "export", "bundle", "--kit", "edgellm", "--checkpoint", "student")
-    assert done.returncode == 0, done.stderr
+    code, _, stderr = here("export", "bundle", "--kit", "edgellm", "--checkpoint", "student")
+    assert code == 0, stderr
     kit = folder / "bundle-edgellm"
     assert {"README.md", "input.json", "expected.json", "checkpoint"} <= {path.name for path in kit.iterdir()}
     (folder / "garbage.json").write_text(json.dumps({"answers": {name: {"tokens": [5, 5, 5]} for name in PROMPTS}}))
-    judged = drivekd(folder, "check", "bundle", "--outputs", "garbage.json")
-    assert judged.returncode == 1
-    assert "failed" in judged.stderr
+    code, _, stderr = here("check", "bundle", "--outputs", "garbage.json")
+    assert code == 1
+    assert "failed" in stderr
 
 
 def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subprocess.CompletedProcess[str]) -> None:
@@ -135,11 +146,11 @@ def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subproce
     ],
 )
 def test_what_is_asked_wrongly(
-    folder: Path, exported: subprocess.CompletedProcess[str], arguments: tuple[str, ...], code: int, message: str
+    folder: Path, here: Run, exported: subprocess.CompletedProcess[str], arguments: tuple[str, ...], code: int, message: str
 ) -> None:
     before = {path.name for path in folder.iterdir()}
-    done = drivekd(folder, "export", *arguments)
-    assert done.returncode == code, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    found, _, stderr = here("export", *arguments)
+    assert found == code, stderr
+    assert message in stderr
+    assert "Traceback" not in stderr
     assert {path.name for path in folder.iterdir()} == before

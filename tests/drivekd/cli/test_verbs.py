@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from command_fixtures import Run
 from tiny_run import TinyRun
 
 from drivekd import __version__
 from drivekd.cli import verbs as cli
 from drivekd.errors import BundleError, ConfigError, DataError, DrivekdError, UsageError
-from drivekd.log import logger
 
 # Every verb with its arguments in order and its flags. A new knob goes into the YAML, not here.
 SURFACE = {
@@ -40,26 +39,6 @@ SURFACE = {
     "bench": (["BUNDLE"], ["--changed", "--json", "--public-key", "--structured"]),
     "report": (["RUN_DIRECTORY"], []),
 }
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Call `drivekd ARGUMENTS` in this process -> (exit code, stdout, stderr)."""
-    log = list(logger.handlers), logger.level, logger.propagate
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["drivekd", *arguments])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as exit:
-            code = exit.code
-        return code or 0, *capsys.readouterr()
-
-    yield call
-    logger.handlers[:], logger.level, logger.propagate = log
 
 
 def surface(command: Any, name: str = "") -> dict[str, tuple[list[str], list[str]]]:

@@ -139,7 +139,7 @@ def jpeg(width: int = 32, height: int = 24) -> bytes:
 def bomb() -> bytes:
     """A PNG of 20000x20000 black pixels in a few hundred kB."""
     buffer = io.BytesIO()
-    Picture.new("1", (20_000, 20_000)).save(buffer, "PNG")
+    Picture.new("1", (20_000, 20_000)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
