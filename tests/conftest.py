@@ -6,7 +6,7 @@ import gc
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,8 +68,20 @@ def kinds_of_all_tests(source: str) -> set[str]:
     return set(re.findall(r"pytest\.mark\.(\w+)", found[1])) if found else set()
 
 
-def pytest_collection_finish() -> None:
-    """Half a million objects of libraries stay for good: no garbage collection of a test looks through them again."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports leave no garbage to speak of."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settled_objects() -> None:
+    """Half a million objects of libraries and session fixtures stay for good: no test's garbage collection looks through them."""
     gc.collect()
     gc.freeze()
 

@@ -1,11 +1,12 @@
 """Commands in this process and in ones of their own.
 
 Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; its models of a training step; a
-finished training run.
+finished training run; the ROS workspace.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -118,3 +119,16 @@ def broken(uninterrupted: Path, tmp_path: Path) -> Path:
     shutil.copytree(uninterrupted.parent, tmp_path, dirs_exist_ok=True)
     shutil.rmtree(out / "final")
     return out
+
+
+@pytest.fixture(scope="session")
+def install(pytestconfig: pytest.Config) -> Path:
+    """The colcon install folder; built once and kept in pytest's cache while the sources stay the same."""
+    from drivekd.demo.ros_workspace import build_workspace
+
+    if importlib.util.find_spec("rclpy") is None:
+        if os.environ.get("CI"):
+            pytest.fail("needs ROS 2: rclpy is missing, and in CI that is a failure")
+        pytest.skip("needs ROS 2 (pip install -e '.[ros-test]')")
+    cache = Path(pytestconfig.cache.mkdir("drivekd_ros_workspace"))
+    return build_workspace(ROOT / "ros2_ws", cache, log=cache / "build.log")

@@ -1,4 +1,4 @@
-"""What test_parallel.py runs in two processes at once; started by torch.multiprocessing, which imports it anew in each."""
+"""What test_parallel.py runs in two processes at once; started by two_processes.run_two, which imports it anew in each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trained(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def run(rank: int, folder: Path, out: Path, variants: dict[str, tuple[str, ...]], port: int) -> None:
+def run(rank: int, port: int, folder: Path, out: Path, variants: dict[str, tuple[str, ...]]) -> None:
     """Write out/<variant>-<placement>-<rank>.pt, out/diverged-<placement>-<rank>.pt and out/agreement-<rank>.pt."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

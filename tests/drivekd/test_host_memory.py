@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.e2e
+
 ALLOCATIONS = """
 import torch
 from drivekd.host_memory import return_large_blocks

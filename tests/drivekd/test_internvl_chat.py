@@ -22,6 +22,8 @@ from drivekd.models import encode_images, load_model
 from drivekd.models.internvl import load_model as load_internvl
 from drivekd.models.tiny import SPECIAL_TOKENS, TinySize, tiny_config, write_checkpoint
 
+pytestmark = pytest.mark.numerics
+
 SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)
 CORPUS = ["What's the light? It is RED, isn't it?  No: 3 cars;\n\n  12.5 m ahead.\tÜber die Straße 前方红灯"] * 20
 TEXTS = [*CORPUS[:1], "I'LL go", "1234567", "a  b   c ", "\r\n\n x", "<|im_start|>user\n<img><IMG_CONTEXT></img>", "é é", "…!?\n"]

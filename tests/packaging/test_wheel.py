@@ -61,6 +61,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.e2e
 def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
     files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert files == source_files()
@@ -72,6 +73,7 @@ def test_every_folder_with_code_is_a_package_that_is_listed() -> None:
     assert all(f"{package.replace('.', '/')}/__init__.py" in source_files() for package in packages)
 
 
+@pytest.mark.e2e
 def test_the_command_is_declared(installed: Path) -> None:
     (entry_points,) = installed.glob("*.dist-info/entry_points.txt")
     assert "drivekd = drivekd.cli:main" in entry_points.read_text()
@@ -107,6 +109,7 @@ def run_python(installed: Path, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.e2e
 def test_the_installed_runtime_imports_where_torch_is_not(installed: Path) -> None:
     """On the car there is no torch, transformers or onnx."""
     modules = sorted(
@@ -130,6 +133,7 @@ print(sys.modules["drivekd.runtime"].__file__)
     assert run_python(installed, code).strip() == str(installed / "drivekd" / "runtime" / "__init__.py")
 
 
+@pytest.mark.e2e
 def test_the_installed_command_line_imports(installed: Path) -> None:
     code = "import drivekd.cli, drivekd.config; print(drivekd.cli.__file__)"
     assert run_python(installed, code).strip() == str(installed / "drivekd" / "cli" / "__init__.py")

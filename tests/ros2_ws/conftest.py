@@ -1,9 +1,8 @@
-"""The built workspace for every ROS test; the pure modules are imported from the sources, the node runs from the install."""
+"""What every ROS test needs: the pure modules are imported from the sources, the node runs from the built workspace."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -13,21 +12,10 @@ from pathlib import Path
 import pytest
 from places import ROOT, TESTS
 
-from drivekd.demo.ros_workspace import ChildProcess, build_workspace, child_process, ros_environment
+from drivekd.demo.ros_workspace import ChildProcess, child_process, ros_environment
 
 FAKE_NODE = TESTS / "cases" / "fake_node.py"
 sys.path.insert(0, str(ROOT / "ros2_ws" / "src" / "drivekd_ros"))
-
-
-@pytest.fixture(scope="session")
-def install(pytestconfig: pytest.Config) -> Path:
-    """The colcon install folder; built once and kept in pytest's cache while the sources stay the same."""
-    if importlib.util.find_spec("rclpy") is None:
-        if os.environ.get("CI"):
-            pytest.fail("needs ROS 2: rclpy is missing, and in CI that is a failure")
-        pytest.skip("needs ROS 2 (pip install -e '.[ros-test]')")
-    cache = Path(pytestconfig.cache.mkdir("drivekd_ros_workspace"))
-    return build_workspace(ROOT / "ros2_ws", cache, log=cache / "build.log")
 
 
 @pytest.fixture(scope="session")

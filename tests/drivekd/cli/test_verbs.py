@@ -64,6 +64,7 @@ def test_every_verb_explains_itself_on_stdout(run: Run, verb: str) -> None:
     assert all(flag in out for flag in SURFACE[verb][1])
 
 
+@pytest.mark.e2e
 def test_help_imports_nothing_heavy() -> None:
     """--help must be instant, and must work in the car, where there is no torch."""
     heavy = ("torch", "transformers", "onnx", "onnxruntime", "numpy", "PIL", "pydantic", "yaml", "tokenizers", "matplotlib")

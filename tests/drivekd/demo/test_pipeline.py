@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from drivekd.demo import pipeline
 from drivekd.demo.pipeline import DemoSize, run_demo
+from drivekd.demo.ros_workspace import build_workspace
 from drivekd.errors import UsageError
 from drivekd.world import WorldSettings
 
@@ -20,8 +22,15 @@ TOY = DemoSize(
 
 
 @pytest.mark.ros
-def test_demo(tmp_path: Path) -> None:
+def test_demo(tmp_path: Path, install: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ROS workspace is the one that all ROS tests share: sources that are unchanged are not built a second time."""
     out = tmp_path / "demo"
+
+    def build_shared(source: Path, place: Path, *, log: Path) -> Path:
+        assert (place, log) == (out / "ros", out / "ros" / "build.log")
+        return build_workspace(source, install.parent, log=log)
+
+    monkeypatch.setattr(pipeline, "build_workspace", build_shared)
     text = run_demo(out, size=TOY)
     for words in ("majority answer", "SFT student", "distilled student", "black images", "export parity", "ROS answers received"):
         assert words in text

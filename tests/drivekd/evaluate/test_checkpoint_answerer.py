@@ -30,6 +30,8 @@ from drivekd.models.tiny import (
 )
 from drivekd.sample import Sample
 
+pytestmark = pytest.mark.numerics
+
 SIZE = TinySize(vision_layers=1, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)
 MAX_NEW_TOKENS = 12
 

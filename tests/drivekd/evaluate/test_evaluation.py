@@ -219,6 +219,7 @@ def test_unknown_cameras_are_refused() -> None:
         camera_names(Sample("f", "planning", "q", "a", (Path("a.jpg"), Path("b.jpg"))), ())
 
 
+@pytest.mark.e2e
 def test_readers_and_metrics_do_without_torch() -> None:
     code = (
         "import sys; import drivekd.evaluate, drivekd.evaluate.evaluation, drivekd.data.readers, drivekd.data.validate, "

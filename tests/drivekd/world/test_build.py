@@ -160,6 +160,7 @@ def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
         WorldSettings(**bad)  # type: ignore[arg-type]
 
 
+@pytest.mark.e2e
 def test_world_needs_no_torch() -> None:
     code = "import sys, drivekd.world; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

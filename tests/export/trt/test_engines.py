@@ -214,6 +214,7 @@ def test_a_link_in_place_of_the_engines_is_not_followed(api: FakeTensorRT, bundl
     assert list((tmp_path / "outside").iterdir()) == []
 
 
+@pytest.mark.e2e
 def test_engines_are_built_where_torch_and_onnx_are_not() -> None:
     """On the car: only what the runtime needs."""
     blocked = ("torch", "transformers", "onnx", "onnx_ir", "onnxscript", "tensorrt", "tensorrt_rtx")

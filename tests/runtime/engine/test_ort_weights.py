@@ -137,6 +137,7 @@ np.save(sys.argv[3], session.run(None, {"x": np.load(sys.argv[4])})[0])
 """
 
 
+@pytest.mark.e2e
 def test_nothing_behind_packed_weights_is_read(tmp_path: Path) -> None:
     """The array that is handed over claims twice the bytes: with pages behind the file that kill whoever reads them."""
     x = np.random.default_rng(0).normal(size=(3, K)).astype(np.float32)

@@ -89,6 +89,7 @@ def test_recording_does_not_grow() -> None:
     assert max(sizes) - sizes[10] < 2000  # digits of counters: a pickled int takes 2 to 5 bytes in each of 218 buckets
 
 
+@pytest.mark.e2e
 def test_memory_is_this_processs_own() -> None:
     before = memory_mb()
     block = np.ones(300_000_000, np.uint8)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from block_cases import SPEC, assert_holds, fill, value_of, warnings_of
 from safetensors.torch import save_file
+from two_processes import PRELOADED
 
 import drivekd.distill.teachers.disk as block_disk
 from drivekd.distill.teachers.disk import RESERVE_BYTES, require_space
@@ -159,7 +160,7 @@ def test_old_leftovers_are_removed_and_young_ones_kept(tmp_path: Path) -> None:
 
 
 forks = mp.get_context("forkserver")  # a fresh process without this one's threads, in milliseconds once torch is loaded
-forks.set_forkserver_preload(["torch", "drivekd.distill.teachers.store"])
+forks.set_forkserver_preload(PRELOADED)
 
 
 def start(target: Callable[..., None], *arguments: Any) -> Any:

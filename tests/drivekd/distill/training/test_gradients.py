@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from two_processes import run_two
 
 from drivekd.distill.training import gradients
 from drivekd.distill.training.gradients import GradientRows
@@ -328,10 +327,7 @@ def _rank(rank: int, port: int, folder: Path) -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[Tensor, Tensor]]]:
     """What each rank found; one start of two processes for all tests, since it takes seconds."""
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_rank, (port, folder), nprocs=2)
+    run_two(_rank, folder)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

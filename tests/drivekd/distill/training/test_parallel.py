@@ -1,6 +1,6 @@
 """Two processes do what one does: DDP and FSDP2 over gloo, against the same trainer in this process.
 
-Two real processes run every variant once, in one go, since starting them takes longest. What needs shards but not two processes
+Two real processes run every variant once, in one go, since starting them takes long. What needs shards but not two processes
 runs here, in a process group of one: FSDP2 frees and gathers its weights there just the same.
 """
 
@@ -16,11 +16,11 @@ import parallel_worker
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from parallel_worker import PLACEMENTS, trained
 from places import ROOT
 from tiny_run import NO_TEACHERS, TinyRun, start_trainer
 from torch.distributed.tensor import DTensor
+from two_processes import run_two
 
 import drivekd.distill.training.trainer as trainer_module
 from drivekd.distill.training.parallel import Parallel, Turn, balanced, in_step, join
@@ -48,17 +48,8 @@ RTOL_RECORD, RTOL_MOVED = 1e-5, 2e-4
 def two_processes(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that two processes left; see parallel_worker."""
     out = tmp_path_factory.mktemp("two")
-    port = _free_port()
-    torch.multiprocessing.spawn(parallel_worker.run, (tiny_run.folder, out, VARIANTS, port), nprocs=2)  # type: ignore[no-untyped-call]
+    run_two(parallel_worker.run, tiny_run.folder, out, VARIANTS)
     return out
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

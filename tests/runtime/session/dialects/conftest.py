@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from dialect_cases import NUM_CAMERAS, Images
-from dialect_exports import Exported, exported_family
 from tiny_run import FAMILIES
 
 from drivekd.runtime.bundle.manifest import DIALECTS
@@ -14,10 +14,15 @@ from drivekd.runtime.parity.golden import golden_images
 from drivekd.runtime.session.model import StartedModel
 from drivekd.runtime.session.session import Session
 
+if TYPE_CHECKING:  # torch is imported when the fixture is asked for: collecting wants none
+    from dialect_exports import Exported
+
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """Each family; shared_session and session of the folder above are then on its bundle, in each dialect."""
+    from dialect_exports import exported_family
+
     return exported_family(tmp_path_factory.getbasetemp(), request.param)
 
 
