@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+from kinds import kinds_of_all_tests, unwanted_kinds
 from tiny_run import FAMILIES, TinyRun, make_tokenizer, write_tiny_run
 
 if TYPE_CHECKING:
@@ -53,19 +53,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     unwanted = unwanted_kinds(config.getoption("-m"))
     return True if unwanted & kinds_of_all_tests(collection_path.read_text()) else None
-
-
-def unwanted_kinds(expression: str) -> set[str]:
-    """What `-m "not A and not B"` leaves out, whatever else a test is; with "or" or brackets that is not said so simply."""
-    terms = [term.split() for term in expression.split(" and ")]
-    is_plain = all(len(term) == 1 or (len(term) == 2 and term[0] == "not") for term in terms)
-    return {term[1] for term in terms if len(term) == 2} if is_plain else set()
-
-
-def kinds_of_all_tests(source: str) -> set[str]:
-    """The markers in a test file's `pytestmark`."""
-    found = re.search(r"^pytestmark = (.+?)$(?!\n[ \]])", source, re.MULTILINE | re.DOTALL)
-    return set(re.findall(r"pytest\.mark\.(\w+)", found[1])) if found else set()
 
 
 @pytest.hookimpl(wrapper=True)

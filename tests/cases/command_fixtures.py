@@ -1,7 +1,7 @@
 """Commands in this process and in ones of their own.
 
-Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; its models of a training step; a
-finished training run; the ROS workspace.
+Made once a session: an int4 bundle of the export benchmark's small size, by the benchmark itself; its models of a training
+step; a finished training run; the ROS workspace.
 """
 
 from __future__ import annotations

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from tiny_run import FAMILIES
+from tiny_run import FAMILIES, TinyRun
 
 from drivekd.images import RGBImage
 from drivekd.runtime import Session, load_bundle, read_bundle
+from drivekd.runtime.bundle.manifest import GraphSpec
 from drivekd.runtime.bundle.reader import Bundle
 from drivekd.runtime.session.model import StartedModel
 
@@ -25,6 +27,13 @@ if TYPE_CHECKING:  # torch is imported when a fixture is asked for: most files w
     from drivekd.export.source.source import Source
 
 GRAPH_FILES = ("vision.onnx", "decoder.gqa.onnx", "decoder.concat.onnx", "decoder.data")
+
+
+@dataclass(frozen=True)
+class StudentGraphs:
+    source: Source
+    folder: Path
+    specs: dict[str, GraphSpec]
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +114,19 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     from graph_cases import written_graphs
 
     return written_graphs(tmp_path_factory.getbasetemp(), request.param)
+
+
+@pytest.fixture(scope="session")
+def student_graphs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TinyRun], StudentGraphs]:
+    """student_graphs(run): the float32 graphs of a run's student, written once; tests only read them."""
+    from drivekd.export.graphs.graphs import write_graphs
+    from drivekd.export.source.source import load_source
+
+    def write(run: TinyRun) -> StudentGraphs:
+        folder, source = tmp_path_factory.mktemp("student-graphs"), load_source(run.student, None)
+        return StudentGraphs(source, folder, write_graphs(source, folder))
+
+    return cache(write)
 
 
 @pytest.fixture(scope="session")

@@ -30,9 +30,10 @@ def drivekd(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's trained student and pictures that it knows: random weights are lost in four bits."""
+def folder(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's trained student and pictures that it knows: random weights are lost in four bits. And a tiny checkpoint."""
     folder = tmp_path_factory.mktemp("export")
+    shutil.copytree(checkpoint, folder / "tiny")
     shutil.copytree(SHIPPED, folder / "student")
     build_world(folder / "world", WorldSettings(train_frames=4, labelled_frames=4, validation_frames=1, test_frames=1))
     return folder
@@ -140,7 +141,7 @@ def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subproce
         (("student", "--out", "x", "--set", "schemas=world/train.json"), 1, "schemas.json"),
         (("student", "--out", "x", "--kit", "other"), 2, "this version has: edgellm"),
         (("nowhere", "--out", "x"), 1, "no such checkpoint directory"),
-        (("student", "--out", "x", "--precision", "int4", "--set", "vision=fp16", "--set", "exclude=[layer.7]"), 2, "layer.7"),
+        (("tiny", "--out", "x", "--precision", "int4", "--set", "vision=fp16", "--set", "exclude=[layer.7]"), 2, "layer.7"),
         (("bundle",), 2, "is a bundle already"),
         (("bundle", "--trt", "--precision", "int8"), 2, "are for the checkpoint that it comes from"),
     ],

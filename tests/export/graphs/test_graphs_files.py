@@ -106,18 +106,37 @@ def test_an_unknown_dialect_is_refused(written: WrittenGraphs, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def finished(written: WrittenGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """write_graphs takes these graphs, as if torch had just made them, for the dialect concat."""
+    loaded = {name: ir.load(written.folder / spec.file) for name, spec in written.specs.items()}
+    models = {name: ir.external_data.load_to_model(model) for name, model in loaded.items()}
+    monkeypatch.setattr(export_graphs, "vision_graph", lambda *_: models["vision"])
+    monkeypatch.setattr(export_graphs, "decoder_graphs", lambda *_: {"concat": models["decoder.concat"]})
+
+
+def assert_concat_answers(written: WrittenGraphs, folder: Path) -> None:
+    moved = dataclasses.replace(written, sessions={"decoder.concat": open_session(folder / "decoder.concat.onnx")})
+    embeds, positions = written.prompt()
+    assert_same(moved.concat(embeds, positions, written.empty()), written.torch_answer(embeds, positions))
+
+
+@pytest.mark.usefixtures("finished")
 def test_large_weights_lie_beside_the_graph(written: WrittenGraphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finished = {name: ir.load(written.folder / spec.file) for name, spec in written.specs.items()}
-    monkeypatch.setattr(export_graphs, "vision_graph", lambda *_: finished["vision"])
-    monkeypatch.setattr(export_graphs, "decoder_graphs", lambda *_: {"concat": finished["decoder.concat"]})
     monkeypatch.setattr(export_graphs, "INLINE_LIMIT_BYTES", 1000)
     specs = write_graphs(written.source, tmp_path, ["concat"])
     assert {name: spec.data_file for name, spec in specs.items()} == {"vision": "vision.data", "decoder.concat": "decoder.data"}
     files = ["decoder.concat.onnx", "decoder.data", "vision.data", "vision.onnx"]
     assert sorted(path.name for path in tmp_path.iterdir()) == files
-    moved = dataclasses.replace(written, sessions={"decoder.concat": open_session(tmp_path / "decoder.concat.onnx")})
-    embeds, positions = written.prompt()
-    assert_same(moved.concat(embeds, positions, written.empty()), written.torch_answer(embeds, positions))
+    assert_concat_answers(written, tmp_path)
+
+
+@pytest.mark.usefixtures("finished")
+def test_small_weights_of_one_dialect_lie_in_the_graph(written: WrittenGraphs, tmp_path: Path) -> None:
+    specs = write_graphs(written.source, tmp_path, ["concat"])
+    assert {name: spec.data_file for name, spec in specs.items()} == {"vision": None, "decoder.concat": None}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["decoder.concat.onnx", "vision.onnx"]
+    assert_concat_answers(written, tmp_path)
 
 
 def test_weight_names_need_no_second_pass(written: WrittenGraphs) -> None:

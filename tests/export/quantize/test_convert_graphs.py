@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
+from export_fixtures import StudentGraphs
 from numpy.typing import NDArray
 from tiny_run import TinyRun
 
 from drivekd.errors import DataError
-from drivekd.export.graphs.graphs import write_graphs
 from drivekd.export.graphs.shared_weights import share_weights
 from drivekd.export.parity.limits import ATOL
 from drivekd.export.parity.probed_graph import prefill_feeds
@@ -25,7 +26,6 @@ from drivekd.export.quantize.calibration import Calibrated, calibrate, camera_sa
 from drivekd.export.quantize.convert import GraphPlan, convert
 from drivekd.export.quantize.half import value_types
 from drivekd.export.quantize.matmuls import matmul_names
-from drivekd.export.source.source import load_source
 from drivekd.processor import Processor
 from drivekd.runtime.bundle.manifest import GraphSpec
 
@@ -57,11 +57,10 @@ class Fp32:
 
 
 @pytest.fixture(scope="module")
-def fp32(family_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Fp32:
+def fp32(family_run: TinyRun, student_graphs: Callable[[TinyRun], StudentGraphs]) -> Fp32:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("fp32")
-    source = load_source(family_run.student, None)
-    specs = write_graphs(source, folder)
+    graphs = student_graphs(family_run)
+    source, folder, specs = graphs.source, graphs.folder, graphs.specs
     embedding = source.model.get_input_embeddings().weight.detach().numpy()
     calibrated = calibrate(camera_samples(family_run.folder / "train.json", source.processor, count=3), embedding, specs, folder)
     sample = camera_samples(family_run.folder / "train.json", source.processor, count=1, seed=1)[0]

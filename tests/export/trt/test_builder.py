@@ -11,12 +11,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from export_fixtures import StudentGraphs
 from onnx import TensorProto, helper, numpy_helper
 from small_bundle import DATA_BYTES, DECODER, HEAD_WEIGHT, VISION, decoder_model, write_small_bundle
 from tiny_run import TinyRun
@@ -57,24 +59,16 @@ def compiled(api: ModuleType, source: EngineSource, folder: Path, capability: in
 # --- what compiles --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def float_graphs(family_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, GraphSpec]]:
-    """Both families' graphs in fp32, as they are exported."""
-    from drivekd.export.graphs.graphs import write_graphs
-    from drivekd.export.source.source import load_source
-
-    folder = tmp_path_factory.mktemp("graphs")
-    return folder, write_graphs(load_source(family_run.folder / "student", None), folder, ["concat"])
-
-
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8", "int4"])
 def test_every_precision_compiles(
-    api: ModuleType, float_graphs: tuple[Path, dict[str, GraphSpec]], tmp_path: Path, precision: str
+    api: ModuleType, family_run: TinyRun, student_graphs: Callable[[TinyRun], StudentGraphs], tmp_path: Path, precision: str
 ) -> None:
+    """Both families' graphs, as they are exported."""
     from drivekd.export.quantize.convert import GraphPlan, convert
 
-    folder, specs = float_graphs
-    for graph, spec in specs.items():
+    folder, specs = student_graphs(family_run).folder, student_graphs(family_run).specs
+    for graph in ("vision", "decoder.concat"):
+        spec = specs[graph]
         calibration = any_calibration(folder / spec.file) if precision == "int8" else None
         quantized = convert(spec, folder, tmp_path, GraphPlan(precision), calibration)
         built = compiled(api, source_of(graph, quantized, tmp_path), tmp_path)
@@ -298,6 +292,7 @@ def test_progress_names_engine_phase_time_and_memory(api: ModuleType, tmp_path: 
 
 KILLED = """
 import sys, os, signal
+from collections.abc import Callable
 from pathlib import Path
 from drivekd.export.trt.engines import compile_ahead
 def kill(line):
