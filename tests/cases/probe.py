@@ -83,6 +83,23 @@ class Probe(Node):
         self.cameras[camera].publish(message)
         return header
 
+    def answers_to(self, colour: tuple[int, int, int]) -> list[Answer]:
+        """All answers to one picture of the colour, shown again until one is answered whole: a late or lost one is no failure.
+
+        self.shown: their headers.
+        """
+        self.shown: list[Header] = []
+        answers: list[Answer] = []
+
+        def answered() -> bool:
+            answers[:] = max(
+                ([one for one in self.answers if one.header == header] for header in self.shown), key=len, default=[]
+            )
+            return len(answers) == len(self.texts)
+
+        self.until(answered, lambda: self.shown.append(self.show(colour)))
+        return answers
+
     def transition(self, number: int, timeout_s: float = TIMEOUT_S) -> bool:
         """Ask the node for a lifecycle transition; fails when there is no response."""
         client = self.create_client(ChangeState, "/drivekd/change_state")

@@ -27,17 +27,10 @@ def probe(messages: None, start_module_node: StartNode, tmp_path_factory: pytest
 
 
 def test_a_picture_becomes_three_texts_and_typed_answers_with_its_stamp(probe) -> None:
-    probe.spin_for(0.3)
-    probe.answers.clear()
-    for texts in probe.texts.values():
-        texts.clear()
-    sent = probe.show((0, 0, 255))
-    probe.until(lambda: len(probe.answers) == 3)
-    probe.until(lambda: all(probe.texts.values()))
-    assert {answer.capability for answer in probe.answers} == {"perception", "reasoning", "planning"}
-    for answer in probe.answers:
-        assert answer.header == sent
-        assert probe.texts[answer.capability] == [answer.text]
+    answers = probe.answers_to((0, 0, 255))
+    probe.until(lambda: all(answer.text in probe.texts[answer.capability] for answer in answers))
+    assert {answer.capability for answer in answers} == {"perception", "reasoning", "planning"}
+    for answer in answers:
         assert '"CAM_FRONT": [0, 0, 255]' in answer.text
         assert (answer.valid, answer.finish_reason, answer.tokens, answer.mean_logprob) == (True, "stop", 3, -0.5)
         assert [(field.name, field.value) for field in answer.fields] == [("final", answer.capability)]
@@ -89,30 +82,23 @@ def test_a_malformed_picture_is_counted_and_the_node_lives(probe, change: dict[s
     probe.cameras["CAM_FRONT"].publish(Image(header=probe.header(), **fields))
     probe.until(lambda: dropped() == before + 1)
     assert probe.diagnostics[-1]["level"] == "2"
-    probe.answers.clear()
-    probe.show((0, 255, 0))
-    probe.until(lambda: len(probe.answers) == 3)
+    assert probe.answers_to((0, 255, 0))
 
 
 def test_a_failing_engine_is_reported_and_the_next_frame_answered(probe) -> None:
     from probe import GREEN, RED
 
-    probe.show(RED)
-    probe.until(lambda: probe.diagnostics[-1].get("dropped inference_failed") == "1")
+    probe.until(lambda: "dropped inference_failed" in probe.diagnostics[-1], lambda: probe.show(RED))
     assert "refused a red picture" in probe.diagnostics[-1]["message"]
-    probe.answers.clear()
-    probe.show(GREEN)
-    probe.until(lambda: len(probe.answers) == 3)
-    probe.until(lambda: probe.diagnostics[-1]["level"] == "0")
+    assert probe.answers_to(GREEN)
+    probe.until(lambda: probe.diagnostics[-1]["level"] == "0", lambda: probe.show(GREEN))
 
 
 def test_an_old_picture_is_dropped(probe) -> None:
-    probe.spin_for(0.2)
-    probe.answers.clear()
     # Within the second of a restarted source it would be "out_of_order": 30 s is another source's clock.
-    probe.show((0, 255, 0), header=probe.header(age_ms=30_000))
+    old = [probe.show((0, 255, 0), header=probe.header(age_ms=30_000 + number)) for number in range(3)]
     probe.until(lambda: "dropped too_old" in probe.diagnostics[-1])
-    assert not probe.answers
+    assert not [answer for answer in probe.answers if answer.header in old]
 
 
 def test_diagnostics_name_rate_latency_backend_and_bundle(probe) -> None:
