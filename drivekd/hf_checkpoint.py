@@ -1,4 +1,7 @@
-"""A checkpoint in the Hugging Face layout, read for its processor (images and text to model inputs). Imports no torch.
+"""A checkpoint directory, opened once and passed on: what it holds besides weights, each file read once. Imports no torch.
+
+checkpoint = Checkpoint.open(path)    # config.json is read and judged here, and nowhere else
+load_processor(checkpoint)            # images and text to model inputs
 
 config.json               model_type, ids of the image tokens, the vision tower's sizes
 tokenizer.json            the tokenizer itself
@@ -12,6 +15,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,125 +50,164 @@ _PROCESSOR_FILES = (
 Value = TypeVar("Value")
 
 
-def load_processor(checkpoint: Path, *, camera_size_px: tuple[int, int] | None = None) -> Processor:
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """The files of a checkpoint's or an adapter's directory, each read when first asked for, and once."""
+
+    path: Path
+    _values: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def json(self, name: str) -> Mapping[str, Any]:
+        """The JSON object in a file. Raises CheckpointError naming it when it is missing or holds anything else."""
+        if name not in self._values:
+            self._values[name] = _read_json(self.path, name)
+        return self._values[name]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Of tokenizer.json, or of the vocab.json and merges.txt of a Qwen2 tokenizer without one. Raises CheckpointError."""
+        path = self.path / "tokenizer.json"
+        if path.is_file():
+            return parse_tokenizer(path.read_bytes(), str(path))
+        if not self.has("vocab.json") or not self.has("merges.txt"):
+            raise CheckpointError(f"{self.path}: tokenizer.json is missing; a checkpoint needs its tokenizer beside the weights")
+        tokenizer_config = self.json("tokenizer_config.json")
+        return internvl_chat.qwen2_tokenizer(
+            _read_json(self.path, "vocab.json"),
+            (self.path / "merges.txt").read_text(),
+            _required(tokenizer_config, "added_tokens_decoder", dict, self.path / "tokenizer_config.json"),
+            str(self.path),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A checkpoint of a family that drivekd knows, a value to pass on; made by `open`.
+
+    layout: model_type as config.json has it. config: config.json; that of the original InternVLChat layout is given as the -hf
+    layout has it. Not to be changed: copy what something else may write into.
+    """
+
+    files: CheckpointFiles
+    layout: str
+    config: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, checkpoint: Path | Checkpoint) -> Checkpoint:
+        """Read and judge config.json; an opened checkpoint is given back. Raises CheckpointError.
+
+        On another model_type the error names the known ones.
+        """
+        if isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        files = CheckpointFiles(checkpoint)
+        config = files.json("config.json")
+        layout = config.get("model_type")
+        if layout == INTERNVL_CHAT:
+            return cls(files, layout, internvl_chat.hf_config(config, files.tokenizer, str(checkpoint / "config.json")))
+        if layout not in (INTERNVL, QWEN2_5_VL):
+            raise CheckpointError(
+                f"{checkpoint}: model_type is {layout!r}; this version takes {INTERNVL!r} (InternVL3, for example "
+                f"OpenGVLab/InternVL3-1B-hf), {INTERNVL_CHAT!r} (the same in its original layout) and {QWEN2_5_VL!r} "
+                "(for example Qwen/Qwen2.5-VL-3B-Instruct)"
+            )
+        return cls(files, layout, config)
+
+    @property
+    def path(self) -> Path:
+        return self.files.path
+
+    @property
+    def model_type(self) -> str:
+        """The family, whatever the layout."""
+        return str(self.config["model_type"])
+
+
+def load_processor(checkpoint: Path | Checkpoint, *, camera_size_px: tuple[int, int] | None = None) -> Processor:
     """Read a checkpoint's processor. Raises CheckpointError naming the missing or wrong file.
 
     camera_size_px: Qwen2.5-VL's camera tile, width and height; None: the checkpoint's camera.json, else DEFAULT_CAMERA_SIZE_PX.
     Raises ConfigError when the family cannot take it.
     """
-    config = read_config(checkpoint)
-    tokenizer = load_tokenizer(checkpoint)
-    if config["model_type"] == QWEN2_5_VL:
-        return _qwen_processor(checkpoint, config, tokenizer, camera_size_px)
-    return _internvl_processor(checkpoint, config, tokenizer, camera_size_px)
+    checkpoint = Checkpoint.open(checkpoint)
+    if checkpoint.model_type == QWEN2_5_VL:
+        return _qwen_processor(checkpoint, camera_size_px)
+    return _internvl_processor(checkpoint, camera_size_px)
 
 
-def _internvl_processor(
-    checkpoint: Path, config: dict[str, Any], tokenizer: Tokenizer, camera_size_px: tuple[int, int] | None
-) -> Processor:
-    tokenizer_config = read_checkpoint_json(checkpoint, "tokenizer_config.json")
-    images = _image_settings(checkpoint, config)
+def _internvl_processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None) -> Processor:
+    tokenizer, tokenizer_config = checkpoint.files.tokenizer, checkpoint.files.json("tokenizer_config.json")
+    images = _image_settings(checkpoint)
     if camera_size_px not in (None, images.tile_px):
         raise ConfigError(
-            f"camera_size_px is {_size(camera_size_px)}, but {checkpoint} is InternVL, whose tiles are {_size(images.tile_px)}; "
-            "leave it out: it is for Qwen2.5-VL"
+            f"camera_size_px is {_size(camera_size_px)}, but {checkpoint.path} is InternVL, whose tiles are "
+            f"{_size(images.tile_px)}; leave it out: it is for Qwen2.5-VL"
         )
     chat = chat_format_from_template(
-        _chat_template(checkpoint, tokenizer_config),
-        image_token=_image_token(checkpoint, tokenizer, config, tokenizer_config),
+        _chat_template(checkpoint),
+        image_token=_image_token(checkpoint),
         image_start=tokenizer_config.get("start_image_token", "<img>"),
         image_end=tokenizer_config.get("end_image_token", "</img>"),
-        tokens_per_image=_required(config, "image_seq_length", int, checkpoint / "config.json"),
-        source=str(checkpoint),
+        tokens_per_image=_configured(checkpoint, "image_seq_length", int),
+        source=str(checkpoint.path),
     )
     return Processor(INTERNVL, images, chat, PromptEncoder(tokenizer, chat), tokenizer)
 
 
-def _qwen_processor(
-    checkpoint: Path, config: dict[str, Any], tokenizer: Tokenizer, camera_size_px: tuple[int, int] | None
-) -> Processor:
-    images = _patch_settings(checkpoint, config, camera_size_px)
+def _qwen_processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None) -> Processor:
+    tokenizer = checkpoint.files.tokenizer
+    images = _patch_settings(checkpoint, camera_size_px)
     image_token, image_start, image_end = (
-        _token(checkpoint, tokenizer, config, key) for key in ("image_token_id", "vision_start_token_id", "vision_end_token_id")
+        _token(checkpoint, key) for key in ("image_token_id", "vision_start_token_id", "vision_end_token_id")
     )
     rows, columns = images.token_grid
     chat = chat_format_from_template(
-        _chat_template(checkpoint, read_checkpoint_json(checkpoint, "tokenizer_config.json")),
+        _chat_template(checkpoint),
         image_token=image_token,
         image_start=image_start,
         image_end=image_end,
         tokens_per_image=rows * columns,
-        source=str(checkpoint),
+        source=str(checkpoint.path),
     )
     return Processor(QWEN2_5_VL, images, chat, PromptEncoder(tokenizer, chat), tokenizer)
 
 
-def write_processor(source: Path, directory: Path, *, camera_size_px: tuple[int, int] | None = None) -> None:
+def write_processor(source: Path | Checkpoint, directory: Path, *, camera_size_px: tuple[int, int] | None = None) -> None:
     """Write the processor files of `source` into an existing directory, in the Hugging Face layout whatever `source` has.
 
     camera_size_px: as in load_processor; what it comes to is written to camera.json. Raises what load_processor raises.
     """
+    source = Checkpoint.open(source)
     processor = load_processor(source, camera_size_px=camera_size_px)
     for name in _PROCESSOR_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+        if source.files.has(name):
+            shutil.copyfile(source.path / name, directory / name)
     if isinstance(processor.images, PatchSettings):
         width, height = processor.images.tile_px
         _write_json(directory / CAMERA_FILE, {"width_px": width, "height_px": height})
-    if read_checkpoint_json(source, "config.json").get("model_type") == INTERNVL_CHAT:
+    if source.layout == INTERNVL_CHAT:
         processor.tokenizer.save(str(directory / "tokenizer.json"))
-        _write_json(directory / "preprocessor_config.json", _preprocessor(source, read_config(source))[0])
-        tokenizer_config = read_checkpoint_json(source, "tokenizer_config.json")
+        _write_json(directory / "preprocessor_config.json", _preprocessor(source)[0])
+        tokenizer_config = source.files.json("tokenizer_config.json")
         _write_json(directory / "tokenizer_config.json", internvl_chat.hf_tokenizer_config(tokenizer_config))
         (directory / "chat_template.jinja").write_text(internvl_chat.CHAT_TEMPLATE)
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_config(checkpoint: Path) -> dict[str, Any]:
-    """config.json of a family that drivekd knows; the original InternVLChat layout is given as the -hf layout has it.
-
-    Raises CheckpointError on another model_type, naming the known ones.
-    """
-    config = read_checkpoint_json(checkpoint, "config.json")
-    if config.get("model_type") == INTERNVL_CHAT:
-        return internvl_chat.hf_config(config, load_tokenizer(checkpoint), str(checkpoint / "config.json"))
-    if config.get("model_type") not in (INTERNVL, QWEN2_5_VL):
-        raise CheckpointError(
-            f"{checkpoint}: model_type is {config.get('model_type')!r}; this version takes {INTERNVL!r} (InternVL3, for example "
-            f"OpenGVLab/InternVL3-1B-hf), {INTERNVL_CHAT!r} (the same in its original layout) and {QWEN2_5_VL!r} (for example "
-            "Qwen/Qwen2.5-VL-3B-Instruct)"
-        )
-    return config
-
-
-def load_tokenizer(checkpoint: Path) -> Tokenizer:
-    """Read tokenizer.json, or the vocab.json and merges.txt of a Qwen2 tokenizer without one. Raises CheckpointError."""
-    path = checkpoint / "tokenizer.json"
-    if path.is_file():
-        return parse_tokenizer(path.read_bytes(), str(path))
-    if not (checkpoint / "vocab.json").is_file() or not (checkpoint / "merges.txt").is_file():
-        raise CheckpointError(f"{checkpoint}: tokenizer.json is missing; a checkpoint needs its tokenizer beside the weights")
-    tokenizer_config = read_checkpoint_json(checkpoint, "tokenizer_config.json")
-    return internvl_chat.qwen2_tokenizer(
-        read_checkpoint_json(checkpoint, "vocab.json"),
-        (checkpoint / "merges.txt").read_text(),
-        _required(tokenizer_config, "added_tokens_decoder", dict, checkpoint / "tokenizer_config.json"),
-        str(checkpoint),
-    )
-
-
-def read_checkpoint_json(checkpoint: Path, name: str) -> dict[str, Any]:
-    """Read one JSON object of a checkpoint directory. Raises CheckpointError."""
-    path = checkpoint / name
-    if not checkpoint.is_dir():
-        raise CheckpointError(f"{checkpoint}: no such checkpoint directory")
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    path = directory / name
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such checkpoint directory")
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise CheckpointError(f"{checkpoint}: {name} is missing; expected a checkpoint in the Hugging Face layout") from error
+        raise CheckpointError(f"{directory}: {name} is missing; expected a checkpoint in the Hugging Face layout") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -170,88 +215,92 @@ def read_checkpoint_json(checkpoint: Path, name: str) -> dict[str, Any]:
     return value
 
 
-def _chat_template(checkpoint: Path, tokenizer_config: dict[str, Any]) -> str:
-    if read_checkpoint_json(checkpoint, "config.json").get("model_type") == INTERNVL_CHAT:
+def _chat_template(checkpoint: Checkpoint) -> str:
+    files = checkpoint.files
+    tokenizer_config = files.json("tokenizer_config.json")
+    if checkpoint.layout == INTERNVL_CHAT:
         return internvl_chat.CHAT_TEMPLATE  # the one in its tokenizer_config.json is the text model's: it takes no image
-    if (checkpoint / "chat_template.jinja").is_file():
-        return (checkpoint / "chat_template.jinja").read_text()
-    if (checkpoint / "chat_template.json").is_file():
-        legacy = read_checkpoint_json(checkpoint, "chat_template.json")
-        return _required(legacy, "chat_template", str, checkpoint / "chat_template.json")
+    if files.has("chat_template.jinja"):
+        return (files.path / "chat_template.jinja").read_text()
+    if files.has("chat_template.json"):
+        return _required(files.json("chat_template.json"), "chat_template", str, files.path / "chat_template.json")
     template = tokenizer_config.get("chat_template")
     if not isinstance(template, str):
-        raise CheckpointError(f"{checkpoint}: no chat_template.jinja and no chat_template in tokenizer_config.json")
+        raise CheckpointError(f"{files.path}: no chat_template.jinja and no chat_template in tokenizer_config.json")
     return template
 
 
-def _image_token(checkpoint: Path, tokenizer: Tokenizer, config: dict[str, Any], tokenizer_config: dict[str, Any]) -> str:
-    token = tokenizer_config.get("context_image_token", "<IMG_CONTEXT>")
-    if tokenizer.token_to_id(token) != config.get("image_token_id"):
+def _image_token(checkpoint: Checkpoint) -> str:
+    token = checkpoint.files.json("tokenizer_config.json").get("context_image_token", "<IMG_CONTEXT>")
+    stated, found = checkpoint.config.get("image_token_id"), checkpoint.files.tokenizer.token_to_id(token)
+    if found != stated:
         raise CheckpointError(
-            f"{checkpoint}: config.json says image_token_id {config.get('image_token_id')}, "
-            f"but the tokenizer gives {token!r} the id {tokenizer.token_to_id(token)}"
+            f"{checkpoint.path}: config.json says image_token_id {stated}, but the tokenizer gives {token!r} the id {found}"
         )
     return str(token)
 
 
-def _token(checkpoint: Path, tokenizer: Tokenizer, config: dict[str, Any], key: str) -> str:
-    token = tokenizer.id_to_token(_required(config, key, int, checkpoint / "config.json"))
+def _token(checkpoint: Checkpoint, key: str) -> str:
+    token_id = _configured(checkpoint, key, int)
+    token = checkpoint.files.tokenizer.id_to_token(token_id)
     if token is None:
-        raise CheckpointError(f"{checkpoint}: config.json says {key} {config[key]}, but the tokenizer has no such token")
+        raise CheckpointError(f"{checkpoint.path}: config.json says {key} {token_id}, but the tokenizer has no such token")
     return token
 
 
-def _preprocessor(checkpoint: Path, config: dict[str, Any]) -> tuple[dict[str, Any], Path]:
-    """The image processor's settings, and the file that they are from. config: as read_config gives it."""
-    path, nested = checkpoint / "preprocessor_config.json", checkpoint / "processor_config.json"
-    if read_checkpoint_json(checkpoint, "config.json").get("model_type") == INTERNVL_CHAT:
-        original = read_checkpoint_json(checkpoint, path.name) if path.is_file() else {}
-        return internvl_chat.hf_preprocessor(config, original), path
+def _preprocessor(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Path]:
+    """The image processor's settings, and the file that they are from."""
+    files = checkpoint.files
+    path, nested = files.path / "preprocessor_config.json", files.path / "processor_config.json"
+    if checkpoint.layout == INTERNVL_CHAT:
+        original = files.json(path.name) if path.is_file() else {}
+        return internvl_chat.hf_preprocessor(checkpoint.config, original), path
     if not path.is_file() and nested.is_file():
-        return _required(read_checkpoint_json(checkpoint, nested.name), "image_processor", dict, nested), nested
-    return read_checkpoint_json(checkpoint, path.name), path
+        return _required(files.json(nested.name), "image_processor", dict, nested), nested
+    return files.json(path.name), path
 
 
-def _image_settings(checkpoint: Path, config: dict[str, Any]) -> ImageSettings:
-    preprocessor, path = _preprocessor(checkpoint, config)
+def _image_settings(checkpoint: Checkpoint) -> ImageSettings:
+    preprocessor, path = _preprocessor(checkpoint)
     size = _required(preprocessor, "size", dict, path)
     height, width = size.get("height"), size.get("width")
     if not isinstance(height, int) or height != width:
         raise CheckpointError(f"{path}: expected a square size in pixels, got {size}")
-    vision_size = _required(config, "vision_config", dict, checkpoint / "config.json").get("image_size")
+    vision_size = _configured(checkpoint, "vision_config", dict).get("image_size")
     if vision_size not in (height, [height, width]):
         raise CheckpointError(
-            f"{checkpoint}: {path.name} makes {height} px tiles, config.json's vision tower takes {vision_size}"
+            f"{checkpoint.path}: {path.name} makes {height} px tiles, config.json's vision tower takes {vision_size}"
         )
     mean, std = (tuple(_required(preprocessor, key, list, path)) for key in ("image_mean", "image_std"))
     return ImageSettings(height, mean, std)
 
 
-def _patch_settings(checkpoint: Path, config: dict[str, Any], camera_size_px: tuple[int, int] | None) -> PatchSettings:
-    preprocessor, path = _preprocessor(checkpoint, config)
-    vision = _required(config, "vision_config", dict, checkpoint / "config.json")
+def _patch_settings(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None) -> PatchSettings:
+    preprocessor, path = _preprocessor(checkpoint)
+    vision = _configured(checkpoint, "vision_config", dict)
     for ours, theirs in (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2):
-        if _required(preprocessor, ours, int, path) != (found := _required(vision, theirs, int, checkpoint / "config.json")):
+        found = _required(vision, theirs, int, checkpoint.path / "config.json")
+        if _required(preprocessor, ours, int, path) != found:
             raise CheckpointError(
-                f"{checkpoint}: {path.name} says {ours} {preprocessor[ours]}, config.json's vision tower has {theirs} {found}"
+                f"{checkpoint.path}: {path.name} says {ours} {preprocessor[ours]}, "
+                f"config.json's vision tower has {theirs} {found}"
             )
     mean, std = (tuple(_required(preprocessor, key, list, path)) for key in ("image_mean", "image_std"))
     patch_px, merge, frames = (preprocessor[key] for key in ("patch_size", "merge_size", "temporal_patch_size"))
-    width, height = camera_size_px or _stored_camera_size(checkpoint) or DEFAULT_CAMERA_SIZE_PX
+    width, height = camera_size_px or _stored_camera_size(checkpoint.files) or DEFAULT_CAMERA_SIZE_PX
     settings = PatchSettings(width, height, mean, std, patch_px, merge, frames)
     if min(width, height) < settings.token_px or width % settings.token_px or height % settings.token_px:
         message = f"width {width} and height {height} must be multiples of {settings.token_px} px, the side of a vision token"
         if camera_size_px is None:
-            raise CheckpointError(f"{checkpoint / CAMERA_FILE}: {message}")
+            raise CheckpointError(f"{checkpoint.path / CAMERA_FILE}: {message}")
         raise ConfigError(f"camera_size_px: {message}; for example {_size(DEFAULT_CAMERA_SIZE_PX)}")
     return settings
 
 
-def _stored_camera_size(checkpoint: Path) -> tuple[int, int] | None:
-    path = checkpoint / CAMERA_FILE
-    if not path.is_file():
+def _stored_camera_size(files: CheckpointFiles) -> tuple[int, int] | None:
+    if not files.has(CAMERA_FILE):
         return None
-    stored = read_checkpoint_json(checkpoint, CAMERA_FILE)
+    stored, path = files.json(CAMERA_FILE), files.path / CAMERA_FILE
     return _required(stored, "width_px", int, path), _required(stored, "height_px", int, path)
 
 
@@ -259,7 +308,11 @@ def _size(size_px: tuple[int, int] | None) -> str:
     return "x".join(map(str, size_px or ())) + " px"
 
 
-def _required(values: dict[str, Any], key: str, kind: type[Value], path: Path) -> Value:
+def _configured(checkpoint: Checkpoint, key: str, kind: type[Value]) -> Value:
+    return _required(checkpoint.config, key, kind, checkpoint.path / "config.json")
+
+
+def _required(values: Mapping[str, Any], key: str, kind: type[Value], path: Path) -> Value:
     value = values.get(key)
     if not isinstance(value, kind):
         raise CheckpointError(f"{path}: expected {key} to be a {kind.__name__}, found {value!r}")

@@ -12,6 +12,7 @@ and the vision tower's last layer; anything else is refused by name. Prompts are
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -58,7 +59,7 @@ _TEXT_SAME = (
 )
 
 
-def hf_config(config: dict[str, Any], tokenizer: Tokenizer, source: str) -> dict[str, Any]:
+def hf_config(config: Mapping[str, Any], tokenizer: Tokenizer, source: str) -> dict[str, Any]:
     """The -hf layout's config.json. Raises CheckpointError naming `source` on a kind that is not InternVL3's."""
     vision, text = (config.get(key) for key in ("vision_config", "llm_config"))
     if not isinstance(vision, dict) or not isinstance(text, dict):
@@ -87,7 +88,7 @@ def hf_config(config: dict[str, Any], tokenizer: Tokenizer, source: str) -> dict
     }
 
 
-def _refuse_other_kinds(config: dict[str, Any], vision: dict[str, Any], text: dict[str, Any], source: str) -> None:
+def _refuse_other_kinds(config: Mapping[str, Any], vision: dict[str, Any], text: dict[str, Any], source: str) -> None:
     expected = {
         "llm_config.architectures": (text.get("architectures", ["Qwen2ForCausalLM"]), ["Qwen2ForCausalLM"]),
         "ps_version": (config.get("ps_version"), "v2"),
@@ -109,7 +110,7 @@ def _token_id(tokenizer: Tokenizer, token: str, source: str) -> int:
     return int(token_id)
 
 
-def hf_preprocessor(config: dict[str, Any], preprocessor: dict[str, Any]) -> dict[str, Any]:
+def hf_preprocessor(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     """The -hf layout's preprocessor_config.json, of the -hf config.json and the original's CLIP-like file ({}: it has none)."""
     size_px = config["vision_config"]["image_size"]
     return {
@@ -127,7 +128,7 @@ def hf_preprocessor(config: dict[str, Any], preprocessor: dict[str, Any]) -> dic
     }
 
 
-def hf_tokenizer_config(tokenizer_config: dict[str, Any]) -> dict[str, Any]:
+def hf_tokenizer_config(tokenizer_config: Mapping[str, Any]) -> dict[str, Any]:
     """The -hf layout's tokenizer_config.json: the image tokens named, the template of the text-only model left out."""
     kept = {key: value for key, value in tokenizer_config.items() if key not in ("chat_template", "auto_map")}
     return kept | {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": IMAGE_TOKEN}

@@ -13,6 +13,7 @@ import safetensors.numpy
 
 from drivekd.errors import BundleError, DataError, ExportError, UsageError
 from drivekd.files import whole_directory
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.processor import Processor
 from drivekd.runtime.answers.questions import fill_template
@@ -35,7 +36,6 @@ from .quantize.embedding import embedding_spec, quantize_embedding
 from .quantize.matmuls import check_exclusions, matmul_names
 from .quantize.sensitivity import SensitivityReport, sensitivity
 from .settings import ExportPlan
-from .source.checkpoint import locate_checkpoint
 from .source.layer_recording import record_layers
 from .source.layer_values import LAYERS_FILE
 from .source.prompts import PromptSet
@@ -94,6 +94,7 @@ def _bundle_from_checkpoint(
         raise UsageError(f"{out} exists and is not an empty directory; name another --out or remove it")
     logger.info("reading %s", checkpoint)
     source = load_source(checkpoint, prompts)
+    opened = source.checkpoint
     samples = _calibration_samples(source.processor, plan)
     schemas = _schemas(source.prompts, plan.settings.schemas)
     if plan.settings.evaluation is not None:
@@ -116,7 +117,7 @@ def _bundle_from_checkpoint(
             converted = exported
             _move_files(exact, staging)
         _finish(converted, staging, plan, rows)
-        accuracy = _accuracy(checkpoint, converted, staging if plan.is_exact else exact, staging, plan)
+        accuracy = _accuracy(opened, converted, staging if plan.is_exact else exact, staging, plan)
         check_bundle(staging)
         return ExportReport(rows, accuracy)
 
@@ -267,11 +268,13 @@ def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityT
     write_manifest(manifest, staging)
 
 
-def _accuracy(checkpoint: Path, exported: Exported, exact: Path, staging: Path, plan: ExportPlan) -> tuple[AccuracyRow, ...]:
+def _accuracy(
+    checkpoint: Checkpoint, exported: Exported, exact: Path, staging: Path, plan: ExportPlan
+) -> tuple[AccuracyRow, ...]:
     """The evaluation set's table, also put into the manifest. For an adapter, merged, its fp32 graphs stand."""
     if plan.settings.evaluation is None:
         return ()
-    before = exact if exported.origin["kind"] == "lora" else locate_checkpoint(checkpoint).checkpoint
+    before = exact if exported.origin["kind"] == "lora" else checkpoint
     logger.info("answering %s", plan.settings.evaluation)
     rows = tuple(accuracy_rows(before, staging, plan.settings.evaluation))
     manifest = read_bundle(staging).manifest

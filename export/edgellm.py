@@ -54,7 +54,7 @@ def write_edgellm_kit(bundle: Path, checkpoint: Path, out: Path | None = None, *
     found = locate_checkpoint(checkpoint)
     _check_weights(checkpoint, found, read)
     golden = load_golden(read.files[GOLDEN_FILE], str(bundle))
-    needed = 0 if link else sum(path.stat().st_size for path in found.checkpoint.iterdir() if path.is_file())
+    needed = 0 if link else sum(path.stat().st_size for path in found.checkpoint.path.iterdir() if path.is_file())
     with whole_directory(out, needed_bytes=needed, error_type=ExportError) as staging:
         _place_checkpoint(found, staging / CHECKPOINT_DIR, link=link)
         images = _write_images(golden["images"], staging)
@@ -89,8 +89,8 @@ def edgellm_input(bundle: Bundle, images: list[str], *, num_tokens: int) -> dict
 
 
 def _check_weights(checkpoint: Path, source: CheckpointSource, bundle: Bundle) -> None:
-    if not any(source.checkpoint.glob("*.safetensors")):
-        raise CheckpointError(f"{source.checkpoint}: no *.safetensors weights found")
+    if not any(source.checkpoint.path.glob("*.safetensors")):
+        raise CheckpointError(f"{source.checkpoint.path}: no *.safetensors weights found")
     found, expected = weights_sha256(*source.directories), bundle.manifest.model.weights_sha256
     if found != expected:
         raise UsageError(
@@ -105,9 +105,9 @@ def _place_checkpoint(source: CheckpointSource, target: Path, *, link: bool) -> 
         load_weights(source).save_pretrained(target)
         return write_processor(source.checkpoint, target)
     if link:
-        return target.symlink_to(source.checkpoint.resolve(), target_is_directory=True)
+        return target.symlink_to(source.checkpoint.path.resolve(), target_is_directory=True)
     target.mkdir()
-    for path in sorted(source.checkpoint.iterdir()):
+    for path in sorted(source.checkpoint.path.iterdir()):
         if path.is_file():
             shutil.copyfile(path, target / path.name)
 

@@ -10,17 +10,18 @@ OUT/analysis.json
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from drivekd.config import RunConfig
-from drivekd.distill.teachers.teachers import DTYPES, check_same_family, check_same_tokens
+from drivekd.distill.teachers.teachers import DTYPES, open_teachers
 from drivekd.distill.training.parallel import resolve_device
 from drivekd.distill.training.train import read_training_samples
 from drivekd.files import refuse_non_empty, whole_directory, write_json_atomic
-from drivekd.hf_checkpoint import load_processor, read_config
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.log import ProgressLine, logger
 from drivekd.sample import CAPABILITIES, Capability, Sample
 
@@ -43,15 +44,29 @@ def analyze(config: RunConfig, out: Path) -> tuple[list[str], list[list[str]]]:
     refuse_non_empty(out, "give a new --out")
     available = _by_capability(read_training_samples(config).labelled)
     samples = {name: choose(found, config.seed) for name, found in available.items()}
-    _check_pair(config)
+    pair = open_pair(config)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
-    measured = measure(config, samples)
+    measured = measure(config, pair, samples)
     picks = {name: pick(name, curves, measured["teacher"].get(name)) for name, curves in measured["student"].items()}
     with whole_directory(out) as directory:
         write_json_atomic(directory / "analysis.json", _to_json(config, measured, picks, available, samples))
         write_plots({who: found for who, found in measured.items() if found}, picks, directory)
     return _table(picks)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The student's checkpoint and, by capability, the teachers' ones."""
+
+    student: Checkpoint
+    teachers: Mapping[Capability, Checkpoint]
+
+
+def open_pair(config: RunConfig) -> Pair:
+    """What `train` would refuse is refused before any forward pass."""
+    student = Checkpoint.open(config.student.checkpoint)
+    return Pair(student, open_teachers(config, load_processor(student, camera_size_px=config.data.camera_size_px)))
 
 
 def choose(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -61,21 +76,21 @@ def choose(samples: Sequence[Sample], seed: int) -> list[Sample]:
     return [samples[index] for index in sorted(drawn)]
 
 
-def measure(config: RunConfig, samples: Samples) -> Measured:
+def measure(config: RunConfig, pair: Pair, samples: Samples) -> Measured:
     """Curves of the student on every capability, and of each teacher on its own. One model is in memory at a time."""
-    teachers = {name: path for name, path in config.teachers.paths().items() if name in samples}
+    teachers = {name: checkpoint for name, checkpoint in pair.teachers.items() if name in samples}
     precision = config.teachers.precision if config.teachers.precision != "training" else config.training.precision
     device = config.training.device if config.teachers.device == "student" else config.teachers.device
     found: dict[Capability, Curves] = {}
-    student = _measure(config, "student", config.student.checkpoint, samples, config.training.device, config.training.precision)
+    student = _measure(config, "student", pair.student, samples, config.training.device, config.training.precision)
     for checkpoint in dict.fromkeys(teachers.values()):
-        taught = {name: samples[name] for name, path in teachers.items() if path == checkpoint}
+        taught = {name: samples[name] for name, other in teachers.items() if other is checkpoint}
         found |= _measure(config, "teacher", checkpoint, taught, device, precision)
     return {"student": student, "teacher": {name: found[name] for name in CAPABILITIES if name in found}}
 
 
 def _measure(
-    config: RunConfig, who: str, checkpoint: Path, samples: Samples, device: str, precision: str
+    config: RunConfig, who: str, checkpoint: Checkpoint, samples: Samples, device: str, precision: str
 ) -> dict[Capability, Curves]:
     model = MeasuredModel(checkpoint, resolve_device(device), DTYPES[precision], config.data.camera_size_px)
     progress = ProgressLine()
@@ -84,7 +99,7 @@ def _measure(
         for name, chosen in samples.items():
 
             def show(done: int, name: str = name, total: int = len(chosen)) -> None:
-                progress.show(f"{who} {checkpoint.name}, {name}: {done} of {total} samples", final=done == total)
+                progress.show(f"{who} {checkpoint.path.name}, {name}: {done} of {total} samples", final=done == total)
 
             curves[name] = model.curves(chosen, on_progress=show)
     finally:
@@ -98,16 +113,6 @@ def _by_capability(samples: Sequence[Sample]) -> dict[Capability, list[Sample]]:
     for name in (name for name, chosen in found.items() if not chosen):
         logger.warning(f"data.train has no record of {name}: its layers are not chosen")
     return {name: chosen for name, chosen in found.items() if chosen}
-
-
-def _check_pair(config: RunConfig) -> None:
-    """What `train` would refuse is refused before any forward pass."""
-    camera_size_px, student = config.data.camera_size_px, config.student.checkpoint
-    processor = load_processor(student, camera_size_px=camera_size_px)
-    for name, path in config.teachers.paths().items():
-        source = f"teachers.{name} = {path}"
-        check_same_family(processor.model_type, read_config(path)["model_type"], source)
-        check_same_tokens(processor, load_processor(path, camera_size_px=camera_size_px), source)
 
 
 def _to_json(

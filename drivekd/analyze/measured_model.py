@@ -22,7 +22,7 @@ from drivekd.data.packs import single_packs
 from drivekd.distill.signals import Places, text_to_vision_places
 from drivekd.distill.teachers.features import ImageFeatures
 from drivekd.errors import CheckpointError
-from drivekd.hf_checkpoint import load_processor
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import PatchSettings
 from drivekd.models import language_model, load_model, num_layers
 from drivekd.models.decoder import run_decoder
@@ -38,9 +38,13 @@ class MeasuredModel:
     """One checkpoint, loaded in `dtype`. Raises CheckpointError; ConfigError where camera_size_px does not fit the family."""
 
     def __init__(
-        self, checkpoint: Path, device: torch.device, dtype: torch.dtype, camera_size_px: tuple[int, int] | None = None
+        self,
+        checkpoint: Path | Checkpoint,
+        device: torch.device,
+        dtype: torch.dtype,
+        camera_size_px: tuple[int, int] | None = None,
     ) -> None:
-        self.checkpoint = checkpoint
+        self.checkpoint = checkpoint = Checkpoint.open(checkpoint)
         self.model = load_model(checkpoint, attention=CAPTURE_ATTENTION, dtype=dtype).eval().requires_grad_(False).to(device)
         self.depth = num_layers(self.model)
         self._device, self._dtype = device, dtype
@@ -105,7 +109,7 @@ class MeasuredModel:
             for index, value in enumerate(values):
                 if value is not None and not math.isfinite(value):
                     raise CheckpointError(
-                        f"{self.checkpoint}: {name}[{index}] is {value}; the model's states or logits are not finite. "
+                        f"{self.checkpoint.path}: {name}[{index}] is {value}; the model's states or logits are not finite. "
                         "Use a sound checkpoint, or training.precision = fp32 where bf16 overflows"
                     )
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 from drivekd.config import DataConfig, OptimizerConfig, PromptsConfig, RunConfig, StudentConfig, TrainingConfig
 from drivekd.distill.training.train import train
-from drivekd.hf_checkpoint import load_tokenizer
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import configure_logging, logger
 from drivekd.models.internvl import load_model
 from drivekd.models.tiny import TINY_STUDENT, TINY_TEACHER, TinySize, build_tiny, train_tokenizer, write_checkpoint
@@ -87,7 +87,8 @@ def _fresh(directory: Path, size: TinySize, tokenizer: Tokenizer) -> Path:
 
 def _ship(checkpoint: Path, directory: Path) -> None:
     """Write a checkpoint in bf16, half the size; it is loaded into fp32 again."""
-    write_checkpoint(directory, load_model(checkpoint), load_tokenizer(checkpoint), dtype=torch.bfloat16)
+    opened = Checkpoint.open(checkpoint)
+    write_checkpoint(directory, load_model(opened), opened.files.tokenizer, dtype=torch.bfloat16)
     shutil.copyfile(checkpoint / "prompts.json", directory / "prompts.json")
 
 

@@ -22,7 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 from drivekd.errors import DataError
 from drivekd.evaluate.scores import ImageSetting
 from drivekd.files import checkpoint_digest
-from drivekd.hf_checkpoint import load_processor
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import PixelValues, load_image
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.sample import Sample
@@ -103,9 +103,10 @@ class CheckpointAnswerer:
     batch_size: questions. max_new_tokens: a longer answer is cut there. device: as torch names it.
     """
 
-    def __init__(self, checkpoint: Path, *, batch_size: int, max_new_tokens: int, device: str = "cpu") -> None:
-        self.name = str(checkpoint)
-        self.digest = checkpoint_digest(checkpoint)
+    def __init__(self, checkpoint: Path | Checkpoint, *, batch_size: int, max_new_tokens: int, device: str = "cpu") -> None:
+        checkpoint = Checkpoint.open(checkpoint)
+        self.name = str(checkpoint.path)
+        self.digest = checkpoint_digest(checkpoint.path)
         self._processor = load_processor(checkpoint)
         self._device = torch.device(device)
         self._model = load_model(checkpoint).to(self._device).eval()

@@ -27,6 +27,7 @@ from drivekd.evaluate.scores import (
     write_report,
 )
 from drivekd.files import refuse_non_empty
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import ProgressLine
 from drivekd.sample import CAPABILITIES, Sample
 from drivekd.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
@@ -234,7 +235,7 @@ def _prediction(one: _Scored) -> Prediction:
 
 
 def open_answerer(
-    path: Path,
+    path: Path | Checkpoint,
     *,
     device: str = "cpu",
     batch_size: int = BATCH_SIZE,
@@ -246,11 +247,11 @@ def open_answerer(
 
     Raises UsageError for anything else, BundleError or CheckpointError when the files do not hold what they promise.
     """
-    if (path / "manifest.json").is_file():
+    if not isinstance(path, Checkpoint) and (path / "manifest.json").is_file():
         from drivekd.evaluate.bundle_answerer import BundleAnswerer
 
         return BundleAnswerer(path, max_new_tokens=max_new_tokens, threads=threads)
-    if (path / "config.json").is_file():
+    if isinstance(path, Checkpoint) or (path / "config.json").is_file():
         from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
 
         return CheckpointAnswerer(path, device=device, batch_size=batch_size, max_new_tokens=max_new_tokens)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drivekd.hf_checkpoint import read_config
+from drivekd.hf_checkpoint import Checkpoint
 
 from . import internvl, qwen2_5_vl
-from .family import Family, Part, load_weights
+from .family import Family, Part, load_weights, model_config
 
 __all__ = [
     "FAMILIES",
@@ -43,12 +43,12 @@ def family_of(model: PreTrainedModel) -> Family:
     return FAMILIES[model.config.model_type]
 
 
-def load_model(checkpoint: Path, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(checkpoint: Path | Checkpoint, *, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Load a checkpoint of any family. Raises CheckpointError naming what is wrong, and the known families for another one.
 
     attention: the name of an attention function known to transformers' AttentionInterface. dtype: of the weights; fp32 = masters.
     """
-    return load_weights(checkpoint, FAMILIES, attention=attention, dtype=dtype)
+    return load_weights(Checkpoint.open(checkpoint), FAMILIES, attention=attention, dtype=dtype)
 
 
 def part(model: PreTrainedModel, name: Part) -> nn.Module:
@@ -82,10 +82,9 @@ class LanguageShape:
     width: int
 
 
-def language_shape(checkpoint: Path) -> LanguageShape:
-    """From a checkpoint's config.json alone, no weights. Raises CheckpointError."""
-    config = read_config(checkpoint)
-    text = FAMILIES[config["model_type"]].model_class.config_class(**config).text_config
+def language_shape(checkpoint: Checkpoint) -> LanguageShape:
+    """From a checkpoint's config.json alone, no weights."""
+    text = model_config(checkpoint, FAMILIES[checkpoint.model_type]).text_config
     return LanguageShape(text.num_hidden_layers, text.hidden_size)
 
 

@@ -8,6 +8,7 @@ Every family is a transformers class with a vision tower and projector that make
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +22,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from drivekd.errors import CheckpointError
-from drivekd.hf_checkpoint import read_checkpoint_json, read_config
+from drivekd.hf_checkpoint import Checkpoint
 
+WEIGHTS_INDEX = "model.safetensors.index.json"
 Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
 
 
@@ -46,49 +48,54 @@ class Family:
 
 
 def load_weights(
-    checkpoint: Path, families: Mapping[str, Family], *, attention: str = "sdpa", dtype: torch.dtype = torch.float32
+    checkpoint: Checkpoint, families: Mapping[str, Family], *, attention: str = "sdpa", dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
-    """The model in a checkpoint directory. Raises CheckpointError naming what is wrong.
+    """The model of a checkpoint. Raises CheckpointError naming what is wrong.
 
     attention: the name of an attention function known to transformers' AttentionInterface. dtype: of the weights in memory.
     """
-    config = read_config(checkpoint)
-    family = families.get(config["model_type"])
+    path, family = checkpoint.path, families.get(checkpoint.model_type)
     if family is None:
-        raise CheckpointError(f"{checkpoint}: model_type is {config['model_type']!r}, expected {' or '.join(families)}")
+        raise CheckpointError(f"{path}: model_type is {checkpoint.model_type!r}, expected {' or '.join(families)}")
     _check_files(checkpoint)
     transformers_logging.disable_progress_bar()  # its bars would break up our one progress line
     try:
         model, report = family.model_class.from_pretrained(
-            **_source(checkpoint, family, config), dtype=dtype, attn_implementation=attention, output_loading_info=True
+            **_source(checkpoint, family), dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except StrictDataclassError as error:  # transformers' configurations judge themselves
-        raise CheckpointError(f"{checkpoint / 'config.json'}: contradicts itself ({' '.join(str(error).split())})") from error
+        raise CheckpointError(f"{path / 'config.json'}: contradicts itself ({' '.join(str(error).split())})") from error
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint}: weights cannot be loaded ({error})") from error
+        raise CheckpointError(f"{path}: weights cannot be loaded ({error})") from error
     missing = sorted(report["missing_keys"])
     if missing:
-        raise CheckpointError(f"{checkpoint}: {len(missing)} weights are missing, first {missing[0]}")
+        raise CheckpointError(f"{path}: {len(missing)} weights are missing, first {missing[0]}")
     assert isinstance(model, PreTrainedModel)
     return model
 
 
-def _source(checkpoint: Path, family: Family, config: dict[str, Any]) -> dict[str, Any]:
-    """from_pretrained's arguments that say where the weights are."""
-    layout = read_checkpoint_json(checkpoint, "config.json")["model_type"]
-    if layout == family.model_type:
-        return {"pretrained_model_name_or_path": checkpoint, "local_files_only": True}
-    weights = family.other_layouts[layout](checkpoint)
-    return {"pretrained_model_name_or_path": None, "config": family.model_class.config_class(**config), "state_dict": weights}
+def model_config(checkpoint: Checkpoint, family: Family) -> Any:
+    """transformers' configuration of a checkpoint. It fills in what is left out, also within the dicts that it gets."""
+    return family.model_class.config_class(**copy.deepcopy(dict(checkpoint.config)))
 
 
-def _check_files(checkpoint: Path) -> None:
+def _source(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:
+    """from_pretrained's arguments that say what the model is and where its weights are."""
+    config = model_config(checkpoint, family)
+    if checkpoint.layout == family.model_type:
+        return {"pretrained_model_name_or_path": checkpoint.path, "config": config, "local_files_only": True}
+    weights = family.other_layouts[checkpoint.layout](checkpoint.path)
+    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": weights}
+
+
+def _check_files(checkpoint: Checkpoint) -> None:
     """transformers' own message on a missing shard names neither the shard nor what to do."""
-    if (checkpoint / "model.safetensors.index.json").is_file():
-        index = read_checkpoint_json(checkpoint, "model.safetensors.index.json").get("weight_map")
+    files, path = checkpoint.files, checkpoint.path
+    if files.has(WEIGHTS_INDEX):
+        index = files.json(WEIGHTS_INDEX).get("weight_map")
         if not isinstance(index, dict):
-            raise CheckpointError(f"{checkpoint / 'model.safetensors.index.json'}: expected weight_map to be a JSON object")
-        if missing := [shard for shard in sorted(set(index.values())) if not (checkpoint / shard).is_file()]:
-            raise CheckpointError(f"{checkpoint}: {len(missing)} weight files are missing, first {missing[0]}; fetch them again")
-    elif not any(checkpoint.glob("*.safetensors")):
-        raise CheckpointError(f"{checkpoint}: no *.safetensors weights found")
+            raise CheckpointError(f"{path / WEIGHTS_INDEX}: expected weight_map to be a JSON object")
+        if missing := [shard for shard in sorted(set(index.values())) if not files.has(shard)]:
+            raise CheckpointError(f"{path}: {len(missing)} weight files are missing, first {missing[0]}; fetch them again")
+    elif not any(path.glob("*.safetensors")):
+        raise CheckpointError(f"{path}: no *.safetensors weights found")

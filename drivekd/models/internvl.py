@@ -16,7 +16,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
 
-from drivekd.hf_checkpoint import INTERNVL_CHAT
+from drivekd.hf_checkpoint import INTERNVL_CHAT, Checkpoint
 from drivekd.processor import INTERNVL
 
 from .family import Family, Part, load_weights
@@ -55,12 +55,12 @@ FAMILY = Family(
 )
 
 
-def load_model(checkpoint: Path, *, attention: str = "sdpa") -> InternVLForConditionalGeneration:
+def load_model(checkpoint: Path | Checkpoint, *, attention: str = "sdpa") -> InternVLForConditionalGeneration:
     """Load fp32 weights (masters) of an InternVL checkpoint. Raises CheckpointError, also on another family.
 
     attention: the name of an attention function known to transformers' AttentionInterface.
     """
-    return load_weights(checkpoint, {MODEL_TYPE: FAMILY}, attention=attention)
+    return load_weights(Checkpoint.open(checkpoint), {MODEL_TYPE: FAMILY}, attention=attention)
 
 
 def part(model: InternVLForConditionalGeneration, name: Part) -> nn.Module:

@@ -12,6 +12,7 @@ from drivekd.evaluate.bundle_answerer import camera_names
 from drivekd.evaluate.evaluation import evaluate, open_answerer
 from drivekd.evaluate.scores import EvaluationReport, ScoreRow
 from drivekd.export.source.repeatable import EXPORT_THREADS
+from drivekd.hf_checkpoint import Checkpoint
 
 ACCURACY_HEADER = ["capability", "questions", "checkpoint [95 %]", "bundle [95 %]", "difference"]
 
@@ -57,7 +58,7 @@ def check_records(records: Path, cameras: Sequence[str]) -> None:
         camera_names(sample, cameras)
 
 
-def accuracy_rows(checkpoint: Path, bundle: Path, records: Path) -> list[AccuracyRow]:
+def accuracy_rows(checkpoint: Path | Checkpoint, bundle: Path, records: Path) -> list[AccuracyRow]:
     """Ask both every question of a file of labelled records. Raises DataError when nothing in it can be scored."""
     samples = read_samples(records)
     before, after = (_scores(evaluate(open_answerer(path, threads=EXPORT_THREADS), samples)) for path in (checkpoint, bundle))

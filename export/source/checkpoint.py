@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest
-from drivekd.hf_checkpoint import read_checkpoint_json
+from drivekd.hf_checkpoint import Checkpoint, CheckpointFiles
 from drivekd.models import load_model
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -33,27 +33,33 @@ LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 class CheckpointSource:
     """checkpoint: a whole model with its processor files. adapter: what is merged into it. origin: the manifest's `source`."""
 
-    checkpoint: Path
-    adapter: Path | None
+    checkpoint: Checkpoint
+    adapter: CheckpointFiles | None
     origin: dict[str, str]
 
     @property
+    def files(self) -> list[CheckpointFiles]:
+        """Of each directory, nearest to what was asked for first."""
+        return [self.checkpoint.files] if self.adapter is None else [self.adapter, self.checkpoint.files]
+
+    @property
     def directories(self) -> list[Path]:
-        """Nearest to what was asked for first."""
-        return [self.checkpoint] if self.adapter is None else [self.adapter, self.checkpoint]
+        return [files.path for files in self.files]
 
 
 def locate_checkpoint(path: Path) -> CheckpointSource:
-    """Find the weights of a run, an adapter or a checkpoint directory. Raises CheckpointError saying what is missing."""
+    """Find and open the weights of a run, an adapter or a checkpoint directory. Raises CheckpointError saying what is wrong."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint directory")
     if (path / ADAPTER_CONFIG).is_file():
-        return CheckpointSource(_base_of(path), path, {"kind": "lora"})
+        adapter = CheckpointFiles(path)
+        return CheckpointSource(Checkpoint.open(_base_of(adapter)), adapter, {"kind": "lora"})
     if (path / "trained.safetensors").is_file():
         raise CheckpointError(f"{path}: has what trains, without the base; take final/ of the run, which is written at its end")
     if (path / RUN_CONFIG).is_file() and not (path / "config.json").is_file():
         path = _final_of(path)
-    return CheckpointSource(path, None, _origin(path))
+    origin = _origin(path)
+    return CheckpointSource(Checkpoint.open(path), None, origin)
 
 
 def _final_of(run: Path) -> Path:
@@ -79,16 +85,18 @@ def _origin(checkpoint: Path) -> dict[str, str]:
     return {"kind": "lora" if adapted else "run", "training_sha256": file_digest(path)}
 
 
-def _base_of(adapter: Path) -> Path:
-    base = read_checkpoint_json(adapter, ADAPTER_CONFIG).get("base_model_name_or_path")
+def _base_of(adapter: CheckpointFiles) -> Path:
+    base = adapter.json(ADAPTER_CONFIG).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise CheckpointError(f"{adapter / ADAPTER_CONFIG}: base_model_name_or_path is missing; name the base's directory there")
-    for path in (Path(base), adapter / base):
+        raise CheckpointError(
+            f"{adapter.path / ADAPTER_CONFIG}: base_model_name_or_path is missing; name the base's directory there"
+        )
+    for path in (Path(base), adapter.path / base):
         if path.is_dir():
             return path
     raise CheckpointError(
-        f"{adapter}: its base {base} is not a directory here. Fetch it (hf download {base} --local-dir DIR) and put DIR into "
-        f"base_model_name_or_path of {ADAPTER_CONFIG}"
+        f"{adapter.path}: its base {base} is not a directory here. Fetch it (hf download {base} --local-dir DIR) and put DIR "
+        f"into base_model_name_or_path of {ADAPTER_CONFIG}"
     )
 
 
@@ -99,21 +107,23 @@ def load_weights(source: CheckpointSource) -> PreTrainedModel:
 
 
 @torch.no_grad()
-def _merged(base: PreTrainedModel, adapter: Path) -> PreTrainedModel:
-    if not (adapter / ADAPTER_WEIGHTS).is_file():
-        raise CheckpointError(f"{adapter}: {ADAPTER_WEIGHTS} is missing; an adapter needs its weights beside {ADAPTER_CONFIG}")
-    kind = read_checkpoint_json(adapter, ADAPTER_CONFIG).get("peft_type")
+def _merged(base: PreTrainedModel, adapter: CheckpointFiles) -> PreTrainedModel:
+    if not adapter.has(ADAPTER_WEIGHTS):
+        raise CheckpointError(
+            f"{adapter.path}: {ADAPTER_WEIGHTS} is missing; an adapter needs its weights beside {ADAPTER_CONFIG}"
+        )
+    kind = adapter.json(ADAPTER_CONFIG).get("peft_type")
     if kind != PeftType.LORA.value:
-        raise CheckpointError(f"{adapter / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA can be merged")
+        raise CheckpointError(f"{adapter.path / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA can be merged")
     try:
-        model = PeftModel(base, LoraConfig.from_pretrained(str(adapter)))
-        found = set_peft_model_state_dict(model, load_file(adapter / ADAPTER_WEIGHTS))
+        model = PeftModel(base, LoraConfig.from_pretrained(str(adapter.path)))
+        found = set_peft_model_state_dict(model, load_file(adapter.path / ADAPTER_WEIGHTS))
     except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{adapter}: does not fit its base ({error})") from error
+        raise CheckpointError(f"{adapter.path}: does not fit its base ({error})") from error
     missing = [name for name in found.missing_keys if "lora_" in name]
     if missing or found.unexpected_keys:
         what, names = ("missing", missing) if missing else ("unknown to the base", found.unexpected_keys)
-        raise CheckpointError(f"{adapter / ADAPTER_WEIGHTS}: {len(names)} weights are {what}, first {names[0]}")
+        raise CheckpointError(f"{adapter.path / ADAPTER_WEIGHTS}: {len(names)} weights are {what}, first {names[0]}")
     merged = model.merge_and_unload()
     assert isinstance(merged, PreTrainedModel)
     return merged

@@ -10,10 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from drivekd.errors import CheckpointError, UsageError
-from drivekd.hf_checkpoint import read_checkpoint_json
+from drivekd.hf_checkpoint import CheckpointFiles
 from drivekd.runtime.answers.questions import template_variables
 from drivekd.runtime.bundle.manifest import Variable
 from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json
@@ -41,14 +40,14 @@ class PromptSet:
     note: str = ""
 
 
-def load_prompts(checkpoint: Path, prompts: Mapping[str, str] | None) -> PromptSet:
+def load_prompts(files: CheckpointFiles, prompts: Mapping[str, str] | None) -> PromptSet:
     """The caller's prompts over those of the checkpoint over the general ones.
 
     Raises CheckpointError (prompts.json) or UsageError (the caller's) naming what is wrong.
     """
     stored = PromptSet(DEFAULT_PROMPTS, DEFAULT_VARIABLES)
-    if (checkpoint / PROMPTS_FILE).exists():
-        stored = _stored_prompts(checkpoint)
+    if (files.path / PROMPTS_FILE).exists():
+        stored = _stored_prompts(files)
     if prompts is None:
         return stored
     given = replace(stored, prompts=dict(prompts))
@@ -57,15 +56,15 @@ def load_prompts(checkpoint: Path, prompts: Mapping[str, str] | None) -> PromptS
     return given
 
 
-def _stored_prompts(checkpoint: Path) -> PromptSet:
-    value = read_checkpoint_json(checkpoint, PROMPTS_FILE)
+def _stored_prompts(files: CheckpointFiles) -> PromptSet:
+    value = files.json(PROMPTS_FILE)
     complete = {"variables": {}, "cameras": [], "max_new_tokens": PromptSet.max_new_tokens, "note": "", **value}
     try:
         stored = dataclass_from_json(PromptSet, complete, PROMPTS_FILE)
     except TypedJsonError as error:
-        raise CheckpointError(f"{checkpoint}: {error}") from error
+        raise CheckpointError(f"{files.path}: {error}") from error
     if problem := _problem(stored):
-        raise CheckpointError(f"{checkpoint / PROMPTS_FILE}: {problem}")
+        raise CheckpointError(f"{files.path / PROMPTS_FILE}: {problem}")
     return stored
 
 

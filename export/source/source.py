@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from drivekd.errors import CheckpointError, ExportError
-from drivekd.hf_checkpoint import load_processor, read_config
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import ImageForm
 from drivekd.models import family_of, language_model
 from drivekd.processor import Processor
@@ -53,6 +53,7 @@ __all__ = ["Source", "load_source", "weights_sha256"]
 class Source:
     """Everything an export starts from. model: fp32, with its own attention. origin: the manifest's `source`."""
 
+    checkpoint: Checkpoint
     processor: Processor
     prompts: PromptSet
     model: PreTrainedModel
@@ -73,30 +74,31 @@ def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
     found = locate_checkpoint(path)
     _check_layers(found.checkpoint)
     processor = load_processor(found.checkpoint)
-    asking = [directory for directory in found.directories if (directory / PROMPTS_FILE).is_file()]
-    prompt_set = load_prompts(asking[0] if asking else found.checkpoint, prompts)
+    asking = [files for files in found.files if files.has(PROMPTS_FILE)]
+    prompt_set = load_prompts(asking[0] if asking else found.checkpoint.files, prompts)
     for template in prompt_set.prompts.values():
         processor.prompts.suffix(template)  # refuses chat markers
     with quiet():
         model = load_weights(found).eval()
-    check_decoder(found.checkpoint, model)
+    check_decoder(found.checkpoint.path, model)
     _check_finite(path, model)
     info = _model_info(found, model)
     if processor.tokenizer.get_vocab_size() > info.vocab_size:
         raise CheckpointError(
-            f"{found.checkpoint}: the tokenizer has {processor.tokenizer.get_vocab_size()} tokens, "
+            f"{found.checkpoint.path}: the tokenizer has {processor.tokenizer.get_vocab_size()} tokens, "
             f"the model {info.vocab_size} embeddings; they do not belong together"
         )
-    return Source(processor, prompt_set, model, info, found.origin)
+    return Source(found.checkpoint, processor, prompt_set, model, info, found.origin)
 
 
-def _check_layers(checkpoint: Path) -> None:
-    config = read_config(checkpoint)
+def _check_layers(checkpoint: Checkpoint) -> None:
     for part, keys in (("text_config", ("num_hidden_layers",)), ("vision_config", ("num_hidden_layers", "depth"))):
-        values = config.get(part)
+        values = checkpoint.config.get(part)
         for key in keys:
             if isinstance(values, dict) and values.get(key, 1) in (0, None):
-                raise CheckpointError(f"{checkpoint / 'config.json'}: {part}.{key} is {values[key]}; expected at least one layer")
+                raise CheckpointError(
+                    f"{checkpoint.path / 'config.json'}: {part}.{key} is {values[key]}; expected at least one layer"
+                )
 
 
 def _check_finite(path: Path, model: PreTrainedModel) -> None:

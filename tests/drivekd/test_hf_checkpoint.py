@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opened_files import watched_opens
 from tiny_run import TinyRun
 
 from drivekd.errors import CheckpointError, ConfigError, UsageError
-from drivekd.hf_checkpoint import DEFAULT_CAMERA_SIZE_PX, load_processor, write_processor
+from drivekd.hf_checkpoint import DEFAULT_CAMERA_SIZE_PX, Checkpoint, load_processor, write_processor
 from drivekd.images import ImageSettings, PatchSettings
 from drivekd.models.tiny import (
     CHAT_TEMPLATE,
@@ -71,6 +72,18 @@ def test_everything_is_read(checkpoint: Path) -> None:
     assert processor.images == ImageSettings(56, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     assert processor.chat.tokens_per_image == 4
     assert processor.prompts.image_token_id == processor.tokenizer.token_to_id("<IMG_CONTEXT>")
+
+
+def test_every_file_is_read_once_however_often_a_checkpoint_is_used(checkpoint: Path, qwen: Path) -> None:
+    for folder in (checkpoint, qwen):
+        with watched_opens() as opened:
+            used = Checkpoint.open(folder)
+            for _ in range(2):
+                load_processor(used)
+            assert Checkpoint.open(used) is used
+        names = sorted(path.name for path in opened if path.parent == folder and path.suffix == ".json")
+        assert "config.json" in names
+        assert names == sorted(set(names))
 
 
 def test_the_template_may_be_within_tokenizer_config(checkpoint: Path) -> None:

@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 import torch
+from opened_files import watched_opens
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.errors import CheckpointError
-from drivekd.hf_checkpoint import load_processor, load_tokenizer, write_processor
+from drivekd.hf_checkpoint import Checkpoint, CheckpointFiles, load_processor, write_processor
 from drivekd.models import encode_images, load_model
 from drivekd.models.internvl import load_model as load_internvl
 from drivekd.models.tiny import SPECIAL_TOKENS, TinySize, tiny_config, write_checkpoint
@@ -158,7 +159,7 @@ def write_original(folder: Path, model: InternVLForConditionalGeneration, *, sha
 
 def tiny_model(folder: Path, **vision: Any) -> InternVLForConditionalGeneration:
     """Lively random weights over the tokenizer in `folder`."""
-    config = tiny_config(SIZE, load_tokenizer(folder))
+    config = tiny_config(SIZE, CheckpointFiles(folder).tokenizer)
     tied = vision.pop("tied", True)
     config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
     for key, value in vision.items():
@@ -244,9 +245,20 @@ def test_what_is_written_is_the_hf_layout(pair: Pair, tmp_path: Path) -> None:
 # --- processor ------------------------------------------------------------------------------------------------------
 
 
+def test_every_file_is_read_once_for_model_and_processor(pair: Pair) -> None:
+    folder, _ = pair
+    with watched_opens() as opened:
+        checkpoint = Checkpoint.open(folder)
+        load_model(checkpoint)
+        load_processor(checkpoint)
+    names = sorted(path.name for path in opened if path.parent == folder and path.suffix == ".json")
+    assert {"config.json", "vocab.json", "tokenizer_config.json"} <= set(names)
+    assert names == sorted(set(names))
+
+
 def test_the_processor_is_that_of_the_hf_layout(pair: Pair, tmp_path: Path) -> None:
     folder, model = pair
-    write_checkpoint(tmp_path, model, load_tokenizer(folder))
+    write_checkpoint(tmp_path, model, CheckpointFiles(folder).tokenizer)
     ours, theirs = load_processor(folder), load_processor(tmp_path)
     assert (ours.chat, ours.images, ours.model_type) == (theirs.chat, theirs.images, "internvl")
     assert ours.prompts.prefix(2) == theirs.prompts.prefix(2)
@@ -260,7 +272,7 @@ def test_the_tokenizer_is_transformers_own(pair: Pair) -> None:
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
     reference = Qwen2Tokenizer(vocab=json.loads((folder / "vocab.json").read_text()), merges=merges)
     reference.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer = load_tokenizer(folder)
+    tokenizer = CheckpointFiles(folder).tokenizer
     for text in TEXTS:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         assert ids == reference(text, add_special_tokens=False)["input_ids"], text

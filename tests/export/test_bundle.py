@@ -20,10 +20,13 @@ import pytest
 import safetensors.torch
 import torch
 from lively_model import lively_checkpoint
+from opened_files import watched_opens
+from tiny_run import TinyRun
 
 import drivekd.export.bundle as writer
 from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportError, RunnerError, UsageError
 from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
+from drivekd.export.settings import plan_from_options
 from drivekd.images import RGBImage
 from drivekd.models.tiny import TinySize
 from drivekd.runtime import Ask, bench_bundle, check_bundle, load_bundle, read_bundle
@@ -31,6 +34,7 @@ from drivekd.runtime.engine.ort import OrtRunner
 
 pytestmark = pytest.mark.numerics
 
+CONCAT = "dialects=[concat]"
 GRAPHS = ("vision.onnx", "decoder.concat.onnx", "decoder.gqa.onnx")
 WIDE = TinySize(vision_layers=1, vision_width=256, language_layers=1, language_width=64, image_size_px=56)
 
@@ -56,6 +60,17 @@ def test_a_bundle_checks_and_states_its_parity(exported: tuple[Path, ParityTable
     stored = json.loads((bundle / "manifest.json").read_bytes())["parity"]
     assert stored == table.to_json()
     assert check_bundle(bundle, replay=False).replay is None
+
+
+def test_one_export_reads_config_json_once(family_run: TinyRun, tmp_path: Path) -> None:
+    """Also where it answers the evaluation set: transformers, too, is given what was read."""
+    shutil.copytree(family_run.folder / "images", tmp_path / "images")
+    records = [record for record in json.loads((family_run.folder / "train.json").read_text()) if len(record["images"]) == 1]
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    evaluation = f"evaluation={tmp_path / 'records.json'}"
+    with watched_opens() as opened:
+        bundle_from_checkpoint(family_run.student, tmp_path / "bundle", plan=plan_from_options("fp32", [evaluation, CONCAT]))
+    assert opened.count(family_run.student / "config.json") == 1 + 1  # and its bytes once, for the checkpoint's digest
 
 
 EXPORT_ELSEWHERE = """

@@ -214,7 +214,7 @@ class _Planner:
         if self._config.cache.directory is None:
             return disk_needs(self._config, self._out, empty, 0, files)
         every = [*self._samples.labelled, *self._samples.unlabelled]
-        complete = cache_size(self._config, trainer.teachers, trainer.collate, every)
+        complete = cache_size(self._config, trainer.checkpoint, trainer.teachers, trainer.collate, every)
         return disk_needs(self._config, self._out, complete, bytes_there(self._config, trainer), files)
 
     def _times(self, workload: Workload, steps: StepTimes, files: FileCosts, validation: Validation, disk: Disk) -> RunTimes:

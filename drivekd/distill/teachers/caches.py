@@ -24,6 +24,7 @@ from drivekd.distill.teachers.signal_cache import SignalCache
 from drivekd.distill.teachers.store import BlockStore
 from drivekd.distill.teachers.teachers import Teachers
 from drivekd.files import checkpoint_digest
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import ProgressLine
 from drivekd.models import language_shape
 from drivekd.sample import CAPABILITIES, Capability, Sample
@@ -105,7 +106,9 @@ def can_be_cached(signal: Signal) -> bool:
     return signal.compares_attention and signal.form == "text_to_vision"
 
 
-def cache_size(config: RunConfig, teachers: Teachers | None, collate: Collator, samples: Sequence[Sample]) -> CacheSize:
+def cache_size(
+    config: RunConfig, student: Checkpoint, teachers: Teachers | None, collate: Collator, samples: Sequence[Sample]
+) -> CacheSize:
     """What a complete cache of these samples takes on disk, at most: teachers with equal vision weights share their features."""
     scalar = BYTES[config.cache.precision]
     sizes: dict[str, int] = {}
@@ -116,10 +119,11 @@ def cache_size(config: RunConfig, teachers: Teachers | None, collate: Collator, 
                 sizes[name] = scalar * len(signal.student_layers) * _signal_scalars(taught, collate)
     if config.cache.vision:
         tokens = len({path for sample in samples for path in sample.images}) * collate.processor.chat.tokens_per_image
-        frozen = {"student": config.student.checkpoint} if not trains_vision(config.student) else {}
-        live = {str(path): path for path in config.teachers.paths().values()}
-        for reader, checkpoint in (frozen | live).items():
-            sizes[f"image features, {reader}"] = scalar * tokens * language_shape(checkpoint).width
+        frozen = {"student": language_shape(student).width} if not trains_vision(config.student) else {}
+        found = teachers.by_capability.values() if teachers is not None else ()
+        live = {str(teacher.checkpoint.path): teacher.shape.width for teacher in found}
+        for reader, width in (frozen | live).items():
+            sizes[f"image features, {reader}"] = scalar * tokens * width
     return CacheSize(sizes)
 
 

@@ -22,7 +22,7 @@ from drivekd.distill.teachers.features import ImageFeatures, Towers
 from drivekd.distill.teachers.layer_choices import signal_config
 from drivekd.distill.teachers.signal_cache import SignalCache
 from drivekd.errors import ConfigError
-from drivekd.hf_checkpoint import load_processor, read_config
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.models import language_model, language_shape, load_model, num_layers
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import CAPTURE_ATTENTION, capture
@@ -36,9 +36,9 @@ Samples: TypeAlias = tuple[int, ...]  # indices into a batch's samples
 class Teacher:
     """One checkpoint and what any capability wants of it. Weights are loaded when first needed: a full cache needs none."""
 
-    def __init__(self, checkpoint: Path, towers: Towers, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, checkpoint: Checkpoint, towers: Towers, device: torch.device, dtype: torch.dtype) -> None:
         self.checkpoint = checkpoint
-        self.depth = language_shape(checkpoint).layers
+        self.shape = language_shape(checkpoint)
         self.device = device
         self.dtype = dtype
         self.signals: Sequence[Signal] = ()
@@ -88,21 +88,17 @@ class Teachers:
         self, config: RunConfig, student: PreTrainedModel, towers: Towers, device: torch.device, dtype: torch.dtype
     ) -> None:
         """device, dtype: the student's; `teachers` in the configuration may name others."""
-        paths = config.teachers.paths()
-        for capability, path in paths.items():
-            source = f"teachers.{capability} = {path}"
-            check_same_family(student.config.model_type, read_config(path)["model_type"], source)
-            check_same_tokens(towers.processor, load_processor(path, camera_size_px=config.data.camera_size_px), source)
+        checkpoints = open_teachers(config, towers.processor)
         device = device if config.teachers.device == "student" else torch.device(config.teachers.device)
         dtype = dtype if config.teachers.precision == "training" else DTYPES[config.teachers.precision]
-        models = {path: Teacher(path, towers, device, dtype) for path in dict.fromkeys(paths.values())}
-        self.by_capability: Mapping[Capability, Teacher] = {name: models[path] for name, path in paths.items()}
+        models = {opened: Teacher(opened, towers, device, dtype) for opened in checkpoints.values()}
+        self.by_capability: Mapping[Capability, Teacher] = {name: models[opened] for name, opened in checkpoints.items()}
 
         depth = num_layers(student)
 
         def signal(name: Capability, teacher: Teacher) -> Signal:
-            chosen = signal_config(name, config.signals, depth, teacher.depth)
-            return signal_for(name, chosen, depth, teacher.depth, config.signals.grouping)
+            chosen = signal_config(name, config.signals, depth, teacher.shape.layers)
+            return signal_for(name, chosen, depth, teacher.shape.layers, config.signals.grouping)
 
         self.signals: Mapping[Capability, Signal] = {name: signal(name, teacher) for name, teacher in self.by_capability.items()}
         for teacher in models.values():
@@ -151,6 +147,21 @@ def _mean_of(maps: Sequence[Tensor]) -> Tensor:
     for other in maps[1:]:
         total = total + other
     return total / len(maps)
+
+
+def open_teachers(config: RunConfig, student: Processor) -> dict[Capability, Checkpoint]:
+    """Each capability's checkpoint, opened once a path. Raises ConfigError when one does not fit the student."""
+    opened: dict[Path, Checkpoint] = {}
+    for capability, path in config.teachers.paths().items():
+        if path not in opened:
+            opened[path] = Checkpoint.open(path)
+            _check_fits(student, opened[path], config.data.camera_size_px, f"teachers.{capability} = {path}")
+    return {capability: opened[path] for capability, path in config.teachers.paths().items()}
+
+
+def _check_fits(student: Processor, teacher: Checkpoint, camera_size_px: tuple[int, int] | None, source: str) -> None:
+    check_same_family(student.model_type, teacher.model_type, source)
+    check_same_tokens(student, load_processor(teacher, camera_size_px=camera_size_px), source)
 
 
 def check_same_family(student: str, teacher: str, source: str) -> None:

@@ -29,6 +29,7 @@ from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest, whole_directory, write_json_atomic
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.models import load_model
 from drivekd.sample import CAPABILITIES
@@ -63,10 +64,14 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True)
 class SavedStudent:
-    """What a student's files are made from. trained: the whole of each tensor that trains, by name; model has the frozen ones."""
+    """What a student's files are made from. trained: the whole of each tensor that trains, by name; model has the frozen ones.
+
+    source: what training started from.
+    """
 
     model: PreTrainedModel
     trained: Mapping[str, Tensor]
+    source: Checkpoint
     config: StudentConfig
     prompts: PromptsConfig
 
@@ -93,19 +98,19 @@ def write_student(directory: Path, student: SavedStudent) -> None:
 
     With LoRA the base is read again: what is merged into is the checkpoint that training started from, in fp32.
     """
-    _copy_processor_files(student.config.checkpoint, directory)
+    _copy_processor_files(student.source.path, directory)
     write_json_atomic(directory / "prompts.json", _prompts(student.prompts))
     lora = student.config.lora
     if lora is None:
         frozen = {name: value for name, value in student.model.named_parameters() if name not in student.trained}
         student.model.save_pretrained(directory, state_dict={**frozen, **student.trained})
         return
-    base = load_model(student.config.checkpoint)
+    base = load_model(student.source)
     with torch.no_grad():
         base.load_state_dict(merged(dict(base.named_parameters()), student.trained, lora), strict=False)
     base.save_pretrained(directory)
     if student.config.train == ["language_model"]:
-        write_adapter(directory / "adapter", student.model, lora, student.config.checkpoint, student.trained)
+        write_adapter(directory / "adapter", student.model, lora, student.source.path, student.trained)
     else:
         logger.info("%s: no adapter/, since adapters are not all that trained; the merged model has everything", directory)
 

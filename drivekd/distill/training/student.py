@@ -32,7 +32,7 @@ from drivekd.config import LoraConfig, RunConfig, StudentConfig
 from drivekd.data.batch import Collator
 from drivekd.distill.teachers.features import trains_vision
 from drivekd.errors import ConfigError
-from drivekd.hf_checkpoint import load_processor
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.models import language_model, load_model, modules_of
 from drivekd.models.probe import CAPTURE_ATTENTION
 from drivekd.models.swiglu import recompute_products
@@ -133,6 +133,7 @@ class Student:
 
 
 def load_student(
+    checkpoint: Checkpoint,
     config: StudentConfig,
     device: torch.device,
     camera_size_px: tuple[int, int] | None = None,
@@ -144,12 +145,12 @@ def load_student(
 
     Raises CheckpointError, and ConfigError for adapters on layers that do not exist.
     """
-    processor = load_processor(config.checkpoint, camera_size_px=camera_size_px)
-    model = load_model(config.checkpoint, attention=CAPTURE_ATTENTION)
+    processor = load_processor(checkpoint, camera_size_px=camera_size_px)
+    model = load_model(checkpoint, attention=CAPTURE_ATTENTION)
     model.requires_grad_(False)
     whole = set(config.train)
     if config.lora is not None:
-        add_adapters(model, config.lora, config.checkpoint, seed=seed)
+        add_adapters(model, config.lora, checkpoint.path, seed=seed)
         whole -= {"language_model"}
     for name in whole:
         for module in modules_of(model, name):

@@ -41,6 +41,7 @@ from drivekd.distill.training.sharding import gathered, place, whole_number
 from drivekd.distill.training.student import load_student, seed_dropout
 from drivekd.distill.weighting import CE, DynamicSettings, weighting_for
 from drivekd.errors import ConfigError, TrainingError
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.host_memory import return_freed_memory, return_large_blocks
 from drivekd.log import logger
 from drivekd.sample import Sample
@@ -62,8 +63,9 @@ class TrainingSamples:
 class Trainer:
     """Student, teachers, optimizer and data order of one run; `step()` does one optimizer step.
 
-    student, teachers, features, names (trainable parameter -> its name), rows, gradients, objectives, optimizer; samples,
-    labelled, unlabelled (streams of packs), collate; caches, parallel, placement, device; steps_done.
+    checkpoint (what the student starts from), student, teachers, features, names (trainable parameter -> its name), rows,
+    gradients, objectives, optimizer; samples, labelled, unlabelled (streams of packs), collate; caches, parallel, placement,
+    device; steps_done.
     """
 
     def __init__(self, config: RunConfig, samples: TrainingSamples) -> None:
@@ -88,7 +90,8 @@ class Trainer:
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         camera = config.data.camera_size_px
         held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
-        loaded = load_student(config.student, self.device, camera, compute_dtype=held, seed=config.seed)
+        self.checkpoint = Checkpoint.open(config.student.checkpoint)
+        loaded = load_student(self.checkpoint, config.student, self.device, camera, compute_dtype=held, seed=config.seed)
         self.student, self.collate, self.names = loaded.model, loaded.collate, loaded.names
         self.caches = Caches(config, self.collate, writer=self.parallel.rank)
         towers = Towers(self.collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
@@ -101,7 +104,7 @@ class Trainer:
         if self.teachers is not None:
             self.caches.attach(self.teachers)
         every = [*self.samples.labelled, *self.samples.unlabelled]
-        self.caches.require_space(cache_size(config, self.teachers, self.collate, every))
+        self.caches.require_space(cache_size(config, self.checkpoint, self.teachers, self.collate, every))
         self.rows = rows_for(config)
         self.objectives = Objectives(config, self.rows, self.student, self.features, self.teachers, dtype)
         self._supervised = Objectives(config, self.rows, self.student, self.features, None, dtype)
@@ -283,7 +286,7 @@ class Trainer:
         """What the student's files are made from. All processes call it; the main one has the tensors."""
         weights = {name: parameter.detach() for parameter, name in self.names.items()}
         trained = gathered(weights, keep=self.parallel.is_main)
-        return SavedStudent(self.student, trained, self.config.student, self.config.prompts)
+        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, self.config.prompts)
 
     def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
         """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tiny_run import TinyRun
 
 from drivekd.analyze import analyze
-from drivekd.analyze.analysis import SAMPLES_PER_CAPABILITY, choose, measure
+from drivekd.analyze.analysis import SAMPLES_PER_CAPABILITY, choose, measure, open_pair
 from drivekd.analyze.curves import Curves
 from drivekd.analyze.measured_model import MeasuredModel
 from drivekd.analyze.picks import pick
@@ -98,7 +98,7 @@ def test_each_teacher_is_measured_on_its_own_capability(tiny_run: TinyRun) -> No
     """The student itself teaches reasoning: its curves come twice, and perception's are the other teacher's."""
     config = tiny_run.config("teachers.planning=null", f"teachers.reasoning={tiny_run.student}")
     samples = {name: read_samples(tiny_run.folder / "train.json")[index::3][:2] for index, name in enumerate(CAPABILITIES)}
-    measured = measure(config, samples)
+    measured = measure(config, open_pair(config), samples)
     assert measured["teacher"]["reasoning"] == measured["student"]["reasoning"]
     assert {name: curves.depth for name, curves in measured["teacher"].items()} == {"perception": 4, "reasoning": 3}
 

@@ -91,7 +91,7 @@ def test_an_adapter_s_base_may_lie_beside_it(lora: Path, family_run: TinyRun, tm
     adapter = copy_of(lora / "final" / "adapter", tmp_path)
     shutil.copytree(family_run.student, adapter / "base")
     edit_json(adapter / "adapter_config.json", base_model_name_or_path="base")
-    assert locate_checkpoint(adapter).checkpoint == adapter / "base"
+    assert locate_checkpoint(adapter).checkpoint.path == adapter / "base"
 
 
 def copy_of(folder: Path, tmp_path: Path) -> Path:

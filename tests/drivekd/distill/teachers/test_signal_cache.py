@@ -344,7 +344,7 @@ def test_the_predicted_size_is_what_is_written(family_run: TinyRun, tmp_path: Pa
     samples = frame_samples(family_run, [5, 3, 1, 2])
     settings = (f"cache.precision={precision}", f"training.packing={packing}", "signals.mixing=released")
     trainer = run_with_cache(family_run, tmp_path / "cache", *settings, labelled=samples)
-    predicted = cache_size(trainer.config, trainer.teachers, trainer.collate, samples)
+    predicted = cache_size(trainer.config, trainer.checkpoint, trainer.teachers, trainer.collate, samples)
     trainer.fill_cache()
     trainer.step()  # the student's features
     trainer.caches.close()

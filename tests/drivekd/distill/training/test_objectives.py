@@ -28,6 +28,7 @@ from drivekd.distill.teachers.teachers import Teacher
 from drivekd.distill.training.train import read_training_samples
 from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import ConfigError
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.models.tiny import TinySize, build_tiny, write_checkpoint
 from drivekd.sample import CAPABILITIES, Capability, Sample
@@ -284,7 +285,7 @@ def test_cutting_a_teacher_does_not_change_what_it_says(family_run: TinyRun, pai
     words = Signal("reasoning", "full_map", "kl", (), ())
 
     def teacher(signals: list[Signal]) -> Teacher:
-        made = Teacher(family_run.teacher, Towers(pair.collate), torch.device("cpu"), torch.float32)
+        made = Teacher(Checkpoint.open(family_run.teacher), Towers(pair.collate), torch.device("cpu"), torch.float32)
         made.signals = signals
         return made
 

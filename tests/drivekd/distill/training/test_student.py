@@ -11,6 +11,7 @@ from tiny_run import TinyRun, start_trainer, stepped
 
 from drivekd.distill.training.student import Student, load_student
 from drivekd.distill.training.trainer import Trainer
+from drivekd.hf_checkpoint import Checkpoint
 from drivekd.models import modules_of
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
@@ -26,7 +27,9 @@ def start(family_run: TinyRun) -> Start:
 
 def loaded(run: TinyRun, *overrides: str) -> Student:
     config = run.config(*overrides)
-    return load_student(config.student, torch.device("cpu"), config.data.camera_size_px)
+    return load_student(
+        Checkpoint.open(config.student.checkpoint), config.student, torch.device("cpu"), config.data.camera_size_px
+    )
 
 
 @pytest.mark.parametrize("parts", [PARTS[:1], PARTS[1:2], PARTS[2:], PARTS[1:], PARTS])
