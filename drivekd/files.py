@@ -8,6 +8,7 @@ best/         the lowest validation loss, like final/
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
@@ -15,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import shutil
 import time
 from collections.abc import Iterator
@@ -57,18 +59,58 @@ def versions() -> dict[str, str]:
     return found
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    temporary = path.with_name(path.name + ".tmp")
+LEFTOVER_AGE_S = 3600  # a shared file is written in seconds, so an hour-old temporary has lost its writer
+
+
+def write_whole(
+    path: Path,
+    content: bytes | str,
+    *,
+    shared: bool = False,
+    durable: bool = False,
+    beside: Path | None = None,
+    mode: int | None = None,
+) -> None:
+    """Write a file whole or not at all, in place of an older one. Raises OSError. Text is written as UTF-8.
+
+    shared, beside: as in whole_file. durable: on return not even a power cut takes the file away. mode: the file's permissions,
+    whatever the umask; None: what the umask leaves.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with whole_file(path, shared=shared, beside=beside) as temporary:
+        if mode is not None:
+            temporary.touch(mode)  # before there is anything to read
+            temporary.chmod(mode)
+        with temporary.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+    if durable:
+        _sync_directory(path.parent)
+
+
+def write_whole_json(path: Path, value: object) -> None:
+    """write_whole for a JSON value, indented for people."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+@contextmanager
+def whole_file(path: Path, *, shared: bool = False, beside: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary name that becomes `path` when the block, which writes it, ends, and vanishes when the block fails.
+
+    shared: several processes may write `path` at once, so the name is this writer's own, and what a kill leaves is for
+    remove_leftovers; else the next writer of `path` takes the same name. beside: a path on the same file system; the temporary
+    lies beside it and not beside `path`.
+    """
+    names = [path.name] if beside is None else [beside.name, path.name]
+    own = [secrets.token_hex(8)] if shared else []
+    temporary = (beside or path).with_name(".".join(["", *names, *own, "tmp"]))
     try:
-        temporary.write_text(text)
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_json_atomic(path: Path, value: object) -> None:
-    write_text_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextmanager
@@ -80,14 +122,8 @@ def whole_directory(path: Path, *, needed_bytes: int = 0, error_type: type[Drive
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        shutil.rmtree(leftover)
-    free_bytes = shutil.disk_usage(path.parent).free
-    if free_bytes < needed_bytes:
-        raise error_type(
-            f"{path}: needs about {needed_bytes / 1e6:,.1f} MB, the disk has {free_bytes / 1e6:,.1f} MB free. "
-            "Free space and run again"
-        )
+    remove_leftovers(path.parent, glob.escape(path.name))
+    _check_room(path, needed_bytes, error_type)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
@@ -96,15 +132,51 @@ def whole_directory(path: Path, *, needed_bytes: int = 0, error_type: type[Drive
             shutil.rmtree(path)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
+        if not disk_is_full(error):
             raise
         raise error_type(f"{path}: no space left on the disk; nothing was left half-written. Free space and run again") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _disk_is_full(error: OSError | SafetensorError) -> bool:
-    """safetensors writes in Rust and raises its own error without an errno; the number is in Rust's text of it."""
+def remove_leftovers(folder: Path, names: str = "*", *, age_s: float = 0) -> None:
+    """Delete what killed writers of files and directories left in a folder; names: a pattern of what they were writing.
+
+    age_s: younger ones stay, since a live process may be writing them.
+    """
+    for leftover in folder.glob(f".{names}.*.tmp"):
+        # Another process may be quicker, and another user's file is not ours to delete.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if age_s and time.time() - leftover.stat().st_mtime < age_s:
+                continue
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_room(path: Path, needed_bytes: int, error_type: type[DrivekdError]) -> None:
+    free_bytes = shutil.disk_usage(path.parent).free
+    if free_bytes < needed_bytes:
+        raise error_type(
+            f"{path}: needs about {needed_bytes / 1e6:,.1f} MB, the disk has {free_bytes / 1e6:,.1f} MB free. "
+            "Free space and run again"
+        )
+
+
+def disk_is_full(error: OSError | SafetensorError) -> bool:
+    """Whether the disk, or this user's part of it, has no room left.
+
+    safetensors writes in Rust and raises its own error without an errno; the number is in Rust's text of it.
+    """
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from drivekd.errors import DataError
+from drivekd.files import write_whole
 
 logger = logging.getLogger("drivekd")
 
@@ -57,9 +58,7 @@ class MetricsFile:
     def __init__(self, path: Path, *, keep_until_step: int = 0) -> None:
         """Continue an existing file behind `keep_until_step`; later lines are cut, since those steps run again."""
         kept = [record for record in read_metrics(path) if record["step"] <= keep_until_step] if path.exists() else []
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        temporary.replace(path)
+        write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivekd.errors import ExportError, UsageError
+from drivekd.files import write_whole
 from drivekd.runtime.bundle.manifest import ENGINES_DIR
 from drivekd.runtime.bundle.reader import Bundle, read_bundle, signed_digests
 from drivekd.runtime.bundle.signature import (
@@ -40,7 +39,8 @@ def sign_bundle(path: Path, key: Path) -> str:
     private = load_private_key(key)
     bundle = read_bundle(Path(path))
     text = json.dumps(_signature(bundle, private)) + "\n"
-    _write_whole(Path(path), text.encode())
+    folder = Path(path).resolve()
+    write_whole(folder / SIGNATURE_FILE, text, beside=folder, mode=0o644)  # a leftover inside would be a file too many
     return key_hint(private.public_key())
 
 
@@ -79,16 +79,3 @@ def _signature(bundle: Bundle, key: EllipticCurvePrivateKey) -> dict[str, Any]:
             "signatures": [{"sig": base64.b64encode(sealed).decode(), "keyid": ""}],
         },
     }
-
-
-def _write_whole(bundle: Path, data: bytes) -> None:
-    """Written beside the bundle, then renamed into it: a leftover inside would be a file too many."""
-    folder = bundle.resolve()
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{folder.name}.", suffix=".sig.tmp", dir=folder.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / SIGNATURE_FILE)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from drivekd.config import RunConfig
 from drivekd.distill.teachers.teachers import DTYPES, open_teachers
 from drivekd.distill.training.parallel import resolve_device
 from drivekd.distill.training.train import read_training_samples
-from drivekd.files import refuse_non_empty, whole_directory, write_json_atomic
+from drivekd.files import refuse_non_empty, whole_directory, write_whole_json
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.log import ProgressLine, logger
 from drivekd.sample import CAPABILITIES, Capability, Sample
@@ -50,7 +50,7 @@ def analyze(config: RunConfig, out: Path) -> tuple[list[str], list[list[str]]]:
     measured = measure(config, pair, samples)
     picks = {name: pick(name, curves, measured["teacher"].get(name)) for name, curves in measured["student"].items()}
     with whole_directory(out) as directory:
-        write_json_atomic(directory / "analysis.json", _to_json(config, measured, picks, available, samples))
+        write_whole_json(directory / "analysis.json", _to_json(config, measured, picks, available, samples))
         write_plots({who: found for who, found in measured.items() if found}, picks, directory)
     return _table(picks)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.errors import DataError
-from drivekd.files import write_text_atomic
+from drivekd.files import write_whole
 from drivekd.log import read_metrics
 
 SMOOTHING_STEPS = 20
@@ -47,7 +47,7 @@ def write_run_report(run_directory: Path) -> Path:
         config=html.escape((run_directory / "config.yaml").read_text()),
     )
     target = run_directory / "report.html"
-    write_text_atomic(target, page)
+    write_whole(target, page)
     return target
 
 

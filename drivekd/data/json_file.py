@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from drivekd.errors import DataError
-from drivekd.files import write_text_atomic
+from drivekd.files import write_whole
 
 
 def read_json(path: Path) -> object:
@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all; makes its folder. Raises DataError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomic(path, text)
+        write_whole(path, text)
     except OSError as error:
         raise DataError(f"{path}: file cannot be written ({error.strerror})") from error
 

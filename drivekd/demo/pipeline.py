@@ -21,7 +21,7 @@ from drivekd.errors import UsageError
 from drivekd.evaluate import EvaluationReport, ScoreRow, evaluate, write_report
 from drivekd.evaluate.evaluation import open_answerer
 from drivekd.export import bundle_from_checkpoint
-from drivekd.files import write_json_atomic, write_text_atomic
+from drivekd.files import write_whole, write_whole_json
 from drivekd.log import ProgressLine, logger
 from drivekd.runtime.bench import bench_bundle
 from drivekd.sample import CAPABILITIES, Sample
@@ -90,8 +90,8 @@ def run_demo(out: Path, *, video: Path | None = None, size: DemoSize | None = No
         render_table("bundle and ROS 2", ["", ""], [*bundle_rows, *ros_rows, ["whole demo", f"{minutes:.1f} minutes"]]),
     ]
     text = "\n".join(tables)
-    write_text_atomic(out / "summary.txt", text)
-    write_json_atomic(out / "summary.json", {"accuracy": accuracy, "bundle": bundle_rows, "ros": ros_rows, "minutes": minutes})
+    write_whole(out / "summary.txt", text)
+    write_whole_json(out / "summary.json", {"accuracy": accuracy, "bundle": bundle_rows, "ros": ros_rows, "minutes": minutes})
     return text
 
 

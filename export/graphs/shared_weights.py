@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 import onnx_ir as ir
 
+from drivekd.files import whole_file
+
 MIN_BYTES = 1024  # smaller ones stay in the graph: scalars and shapes, which engines want to see while they build
 ALIGNMENT = 4096
 
@@ -35,13 +37,12 @@ def share_weights(folder: Path, files: Sequence[str], data_file: str) -> None:
 
 def write_models(models: Mapping[str, ir.Model], folder: Path, data_file: str) -> None:
     """Write each model as folder/name with its weights in folder/data_file."""
-    temporary = folder / f"{data_file}.tmp"  # weights may still lie in the old file of that name
-    with WeightFile(temporary, data_file) as weights:
+    # Weights may still lie in the old file of that name: it is replaced when all are written.
+    with whole_file(folder / data_file) as temporary, WeightFile(temporary, data_file) as weights:
         for model in models.values():
             for value in model.graph.initializers.values():
                 if value.const_value is not None and value.const_value.nbytes >= MIN_BYTES:
                     value.const_value = weights.add(value.const_value)
-    temporary.replace(folder / data_file)
     for name, model in models.items():
         ir.save(model, folder / name)
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drivekd import __version__
 from drivekd.errors import BundleError
+from drivekd.files import LEFTOVER_AGE_S, remove_leftovers, write_whole
 from drivekd.log import logger
 from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 from drivekd.runtime.engine.backends import engine_identity
@@ -120,19 +120,9 @@ def keep_verdict(model: StartedModel, bundle: Path, replay: Replay, *, folder: P
     try:
         if file is None:
             raise OSError("this user has no home directory")
-        _write_whole(file, data)
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_leftovers(file.parent, age_s=LEFTOVER_AGE_S)
+        write_whole(file, data, shared=True, mode=0o600)
     except OSError as error:  # a read-only or full disk: the gate was passed, and will be passed again at the next start
         logger.warning("the parity gate's verdict cannot be kept (%s): set XDG_CACHE_HOME to a folder that can be written", error)
     return replay
-
-
-def _write_whole(file: Path, data: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".verdict.")
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(data)
-        os.replace(temporary, file)
-    except OSError:
-        os.unlink(temporary)
-        raise

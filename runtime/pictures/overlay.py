@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from drivekd.files import whole_file
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
 from drivekd.tags import coordinate_style
@@ -54,9 +55,8 @@ def draw_answers(images: Mapping[str, RGBImage], answers: Mapping[str, Answer], 
 
 def write_overlay(path: Path, picture: Image.Image) -> None:
     """Write a JPEG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    picture.save(temporary, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        picture.save(temporary, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
 def _arranged(images: Mapping[str, RGBImage]) -> list[str]:

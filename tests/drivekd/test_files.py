@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from safetensors import SafetensorError
 
 from drivekd import __version__
 from drivekd.errors import DrivekdError, UsageError
-from drivekd.files import refuse_non_empty, versions, whole_directory, write_json_atomic, write_text_atomic
+from drivekd.files import (
+    refuse_non_empty,
+    remove_leftovers,
+    versions,
+    whole_directory,
+    whole_file,
+    write_whole,
+    write_whole_json,
+)
 
 FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -71,6 +80,7 @@ def test_other_failures_keep_their_own_words(tmp_path: Path, error: Exception) -
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".final.999999.tmp").mkdir()
     (tmp_path / ".final-2.999999.tmp").mkdir()
+    (tmp_path / ".final.bundle.sig.tmp").touch()  # of a file that is written into it from beside it
     with whole_directory(tmp_path / "final"):
         pass
     assert names(tmp_path) == [".final-2.999999.tmp", "final"]
@@ -78,9 +88,9 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    write_text_atomic(path, "a: 1\n")
+    write_whole(path, "a: 1\n")
     inode = path.stat().st_ino
-    write_text_atomic(path, "a: 2\n")
+    write_whole(path, "a: 2\n")
     assert path.read_text() == "a: 2\n"
     assert path.stat().st_ino != inode  # another file took the name: a reader of the old one is not disturbed
     assert names(tmp_path) == ["config.yaml"]
@@ -88,11 +98,61 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_temporary(tmp_path: Path) -> None:
     path = tmp_path / "versions.json"
-    write_json_atomic(path, {"a": 1})
+    write_whole_json(path, {"a": 1})
     with pytest.raises(UnicodeEncodeError):
-        write_text_atomic(path, "half\n" * 10_000 + "\ud800")  # a lone surrogate cannot be encoded
+        write_whole(path, "half\n" * 10_000 + "\ud800")  # a lone surrogate cannot be encoded
     assert json.loads(path.read_text()) == {"a": 1}
     assert names(tmp_path) == ["versions.json"]
+
+
+def test_what_a_killed_writer_of_a_file_left_is_taken_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with whole_file(path) as temporary:
+        temporary.touch()
+    temporary.write_text("much more than half")
+    write_whole(path, b"whole")
+    assert names(tmp_path) == ["config.yaml"]
+    assert path.read_bytes() == b"whole"
+
+
+def test_writers_of_one_shared_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    with whole_file(path, shared=True) as one, whole_file(path, shared=True) as other:
+        one.write_text("one")
+        other.write_text("other")
+    assert names(tmp_path) == ["verdict.json"]
+    assert path.read_text() == "one"  # the last to end; each of them was whole
+
+
+def test_leftovers_of_shared_files_are_removed_when_they_are_old(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "verdict.json", shared=True) as old, whole_file(tmp_path / "verdict.json", shared=True) as young:
+        for temporary in (old, young):
+            temporary.touch()
+        os.utime(old, (0, 0))
+        remove_leftovers(tmp_path, age_s=3600)
+        assert names(tmp_path) == [young.name]
+        old.touch()
+
+
+def test_a_file_may_be_written_beside_the_folder_that_it_goes_into(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with whole_file(tmp_path / "bundle" / "bundle.sig", beside=tmp_path / "bundle") as temporary:
+        temporary.touch()
+        assert names(tmp_path / "bundle") == []
+    assert names(tmp_path / "bundle") == ["bundle.sig"]
+    assert names(tmp_path) == ["bundle"]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_permissions_are_the_wanted_ones_or_what_the_umask_leaves(tmp_path: Path, mode: int) -> None:
+    before = os.umask(0o077)
+    try:
+        write_whole(tmp_path / "wanted", "", mode=mode)
+        write_whole(tmp_path / "usual", "")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "wanted").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "usual").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_place_that_holds_anything_is_refused(tmp_path: Path) -> None:

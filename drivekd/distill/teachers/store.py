@@ -25,9 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drivekd.distill.teachers.disk import remove_leftovers, require_space, write_durable
+from drivekd.distill.teachers.disk import require_space, write_durable
 from drivekd.distill.teachers.shard import Shard, StoredDtype, block_name, bytes_for, shard_from_blocks, stored_block
 from drivekd.errors import DataError, TrainingError
+from drivekd.files import LEFTOVER_AGE_S, remove_leftovers
 from drivekd.log import logger
 
 SHARD_BYTES = 64 << 20  # what a kill can lose; 331 GB are then 5,000 files
@@ -76,7 +77,7 @@ class BlockStore:
         self._other_copies: dict[bytes, list[int]] = {}  # used when the indexed copy is damaged
         self._open_shards: dict[int, Shard] = {}  # least recently read first
         _check_spec_file(self.directory, self._spec_text)
-        remove_leftovers(self.directory)
+        remove_leftovers(self.directory, age_s=LEFTOVER_AGE_S)
         self.refresh()
 
     def __enter__(self) -> BlockStore:

@@ -28,7 +28,7 @@ from drivekd.distill.training.sharding import placed
 from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
-from drivekd.files import file_digest, whole_directory, write_json_atomic
+from drivekd.files import file_digest, remove_leftovers, whole_directory, write_whole_json
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.models import load_model
@@ -99,7 +99,7 @@ def write_student(directory: Path, student: SavedStudent) -> None:
     With LoRA the base is read again: what is merged into is the checkpoint that training started from, in fp32.
     """
     _copy_processor_files(student.source.path, directory)
-    write_json_atomic(directory / "prompts.json", _prompts(student.prompts))
+    write_whole_json(directory / "prompts.json", _prompts(student.prompts))
     lora = student.config.lora
     if lora is None:
         frozen = {name: value for name, value in student.model.named_parameters() if name not in student.trained}
@@ -127,7 +127,7 @@ def write_checkpoint(directory: Path, student: SavedStudent, moments: Mapping[st
             save_file(_savable(student.trained), temporary / TRAINED_FILE)
         save_file(_savable(moments), temporary / OPTIMIZER_FILE)
         digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
-        write_json_atomic(temporary / STATE_FILE, asdict(state) | {"files": digests})
+        write_whole_json(temporary / STATE_FILE, asdict(state) | {"files": digests})
 
 
 def newest_checkpoint(checkpoints: Path) -> tuple[Path, TrainingState]:
@@ -135,8 +135,7 @@ def newest_checkpoint(checkpoints: Path) -> tuple[Path, TrainingState]:
 
     Raises CheckpointError when there is none, or the newest one is damaged.
     """
-    for leftover in checkpoints.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)  # every process of a run looks here
+    remove_leftovers(checkpoints, "step-*")  # every process of a run looks here
     found = step_directories(checkpoints)
     if not found:
         raise CheckpointError(f"{checkpoints}: no complete checkpoint to resume from; run without --resume in a new folder")

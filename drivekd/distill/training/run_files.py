@@ -5,7 +5,6 @@ Only the main process of a run writes; the others take part in gathering weights
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from drivekd.distill.training.checkpoint import SavedStudent, Validations, remov
 from drivekd.distill.training.memory import peak_bytes
 from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import CheckpointError, TrainingError
-from drivekd.files import versions, whole_directory, write_json_atomic, write_text_atomic
+from drivekd.files import disk_is_full, versions, whole_directory, write_whole, write_whole_json
 from drivekd.log import MetricsFile, ProgressLine, logger
 
 BEST_FILE = "validation.json"
@@ -38,8 +37,8 @@ class RunFiles:
         if not self._writes:
             return
         with self._room():
-            write_text_atomic(out / "config.yaml", dump_config(trainer.config))
-            write_json_atomic(out / "versions.json", versions())
+            write_whole(out / "config.yaml", dump_config(trainer.config))
+            write_whole_json(out / "versions.json", versions())
             self._metrics = MetricsFile(out / "metrics.jsonl", keep_until_step=trainer.steps_done)
             self._board = SummaryWriter(str(out / "tensorboard"), purge_step=trainer.steps_done + 1)
         self._progress = ProgressLine()
@@ -112,16 +111,16 @@ class RunFiles:
             if self._writes:
                 with whole_directory(path) as directory:
                     write_student(directory, student)
-                    write_text_atomic(directory / "config.yaml", dump_config(self._trainer.config))
+                    write_whole(directory / "config.yaml", dump_config(self._trainer.config))
                     if validation:
-                        write_json_atomic(directory / BEST_FILE, validation)
+                        write_whole_json(directory / BEST_FILE, validation)
 
     @contextmanager
     def _room(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not disk_is_full(error):
                 raise
             raise TrainingError(f"{self.out}: no space left on the disk for metrics and logs; free space and --resume") from error
 

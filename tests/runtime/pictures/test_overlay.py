@@ -311,3 +311,9 @@ def test_a_picture_is_written_whole(tmp_path: Path) -> None:
 def test_colors_differ() -> None:
     for one, other in itertools.combinations([*COLORS.values(), WARNING], 2):
         assert sum(abs(a - b) for a, b in zip(one, other, strict=True)) > 60
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="RGBA"):
+        write_overlay(tmp_path / "000001-overlay.jpg", Image.new("RGBA", (8, 8)))  # JPEG has no alpha
+    assert list(tmp_path.iterdir()) == []

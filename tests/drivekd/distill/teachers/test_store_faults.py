@@ -20,7 +20,7 @@ from block_cases import SPEC, assert_holds, fill, value_of, warnings_of
 from safetensors.torch import save_file
 from two_processes import PRELOADED
 
-import drivekd.distill.teachers.disk as block_disk
+import drivekd.files
 from drivekd.distill.teachers.disk import RESERVE_BYTES, require_space
 from drivekd.distill.teachers.shard import block_name, bytes_for
 from drivekd.distill.teachers.store import BlockStore
@@ -216,7 +216,7 @@ def die_at(root: Path, moment: str) -> None:
 
     with BlockStore(root, SPEC) as store:
         store.put("new", value_of("new"))
-        owner = {"fsync": os, "replace": Path, "_sync_directory": block_disk}[moment]
+        owner = {"fsync": os, "replace": Path, "_sync_directory": drivekd.files}[moment]
         setattr(owner, moment, die)
 
 
