@@ -20,9 +20,12 @@ PAGES = ("*.md", "docs/*.md", "benchmarks/*.md", "ros2_ws/*.md", "ros2_ws/src/*/
 DOCUMENTS = sorted(page for pattern in PAGES for page in ROOT.glob(pattern))
 CODE = sorted(path for name in FOLDERS[:6] for path in (ROOT / name).rglob("*.py") if "demo/models" not in path.as_posix())
 
+CHAPTERS = ("runtime/session/__init__.py", "drivekd/distill/__init__.py", "export/__init__.py")  # each tells a whole way
+
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(rf"(?<![\w/.~-])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)/?(?:::(\w+))?")
 DOTTED = re.compile(r"(?<![\w/.-])drivekd(?:\.\w+)+(?<!\.py)(?!\w|/|\.\w)")
+STEP = re.compile(r"([\w/]+\.py)::(\w+)(?:\.(\w+))?")
 REFERENCE = re.compile(r'(docs/[\w-]+\.md)(?:,[\s#]+"([^"]+)")?')
 
 
@@ -69,6 +72,17 @@ def dotted_exists(dotted: str) -> bool:
         else:
             return part in names_defined(place / "__init__.py")
     return True
+
+
+def step_exists(path: str, name: str, method: str) -> bool:
+    """A function or class at the top of the file; `method` in the class itself or, when it is no class, nowhere."""
+    if not (ROOT / path).is_file():
+        return False
+    found = {
+        node.name: node for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
+    inner = getattr(found.get(name), "body", []) if method else []
+    return name in found and (not method or method in {node.name for node in inner if isinstance(node, ast.FunctionDef)})
 
 
 def path_exists(path: str, test: str) -> bool:
@@ -118,6 +132,15 @@ def test_dotted_names_in_code_are_there() -> None:
     assert sorted(f"{file}: {dotted}" for file, dotted in found if not dotted_exists(dotted.removesuffix(".__file__"))) == []
 
 
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_step_of_a_whole_way_is_a_function_that_is_there(chapter: str) -> None:
+    told = ast.get_docstring(ast.parse((ROOT / chapter).read_text())) or ""
+    numbers = [int(number) for number in re.findall(r"^(\d+)\. ", told, flags=re.MULTILINE)]
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) >= 6
+    assert [step for step in STEP.findall(told) if not step_exists(*step)] == []
+    assert len(STEP.findall(told)) == told.count(".py") >= len(numbers)  # no file without its function
+
+
 def test_the_search_sees_what_is_not_there() -> None:
     """Patterns that find nothing would pass everything above."""
     text = "`tests/none.py`, `runtime/session/prefix.py::gone`, `drivekd_ros/none.py`; ~/.cache/drivekd/gate is no path of ours"
@@ -126,6 +149,10 @@ def test_the_search_sees_what_is_not_there() -> None:
         "runtime/session/prefix.py",
         "drivekd_ros/none.py",
     ]
+    steps = STEP.findall(
+        "a.py::b, runtime/load.py::none, runtime/load.py::load_bundle, runtime/check.py::CheckReport.none; no.py"
+    )
+    assert [step_exists(*step) for step in steps] == [False, False, True, False]
     dotted = DOTTED.findall(
         "drivekd.none, drivekd.runtime.load_bundle, drivekd.runtime.load.none, drivekd.distill.losses.text_to_vision_mse"
     )
