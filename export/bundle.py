@@ -77,6 +77,12 @@ def bundle_from_checkpoint(
     Raises UsageError (`out` is not empty, a wrong prompt), CheckpointError (missing file, other family, NaN weights), ExportError
     (no graph, parity failed, no disk space), DataError (calibration or evaluation records). Whatever it raises, nothing is left
     behind.
+
+        >>> report = bundle_from_checkpoint(checkpoint, out)
+        >>> report.parity.passed, report.parity.rows[0].precision
+        (True, 'fp32')
+        >>> read_bundle(out).manifest.dialects
+        ('gqa', 'concat')
     """
     with repeatable():
         return _bundle_from_checkpoint(Path(checkpoint), Path(out), plan or ExportPlan(), prompts, on_parity, on_sensitivity)

@@ -97,6 +97,12 @@ def bench_bundle(
     images: of a frame; None = one for each of the bundle's cameras (one when it names none). changed: how many of them, the last
     in camera order, differ from the frame before; None = all. structured: answers under the bundle's schemas.
     Raises UsageError, BundleError, RunnerError as load_bundle and Session.answer do.
+
+        >>> report = bench_bundle(bundle, frames=2, warmup=1, images=2, changed=1, max_new_tokens=2)
+        >>> report.answers, report.counts["images_encoded"]  # a frame: three answers, and one new image of two
+        (3, 1.0)
+        >>> report.stage("total").p50_ms > 0
+        True
     """
     before_mb, began_s = memory_mb().rss_mb, time.perf_counter()
     with load_bundle(path, backend=backend, threads=threads, public_key=public_key) as session:

@@ -60,6 +60,10 @@ def check_bundle(
 
     Raises BundleError (changed, incomplete, not signed by this key, not for this machine, or the gate failed), RunnerError (the
     engine does not start), UsageError.
+
+        >>> report = check_bundle(bundle)
+        >>> report.signature, report.replay.passed, report.manifest.dialects
+        ('unsigned', True, ('gqa', 'concat'))
     """
     backend = choose_backend(backend, Path(path))
     bundle = read_bundle(Path(path), expect_digest=expect_digest, public_key=public_key, defer=True)

@@ -37,8 +37,12 @@ def load_bundle(
     Raises BundleError (changed, incomplete, not signed by this key, not for this machine, or the gate failed), RunnerError (the
     engine does not start), UsageError (unknown backend, dialect or camera, no key).
 
-        with load_bundle(Path("bundle")) as session:
-            answers = session.answer({"CAM_FRONT": image})
+        >>> with load_bundle(bundle, backend="ort-cpu") as session:
+        ...     answers = session.answer({"CAM_FRONT": image}, max_new_tokens=2)
+        >>> sorted(answers)
+        ['perception', 'planning', 'reasoning']
+        >>> answers["planning"].backend
+        'ort-cpu'
     """
     path = Path(path)
     backend = choose_backend(backend, path)

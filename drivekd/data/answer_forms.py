@@ -16,7 +16,10 @@ def options(question: str) -> dict[str, str]:
 
     They stand behind the last "options:" when the question has one, and count A, B, C, ...
 
-        options("Which way? Options: A. Left. B. Right.")  ->  {"A": "Left", "B": "Right"}
+        >>> options("Which way? Options: A. Left. B. Right.")
+        {'A': 'Left', 'B': 'Right'}
+        >>> options("Is a car near?")
+        {}
     """
     marker = list(re.finditer(r"\boptions\s*:", question, re.IGNORECASE))
     text = question[marker[-1].end() :] if marker else question

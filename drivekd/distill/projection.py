@@ -40,7 +40,26 @@ def agp_coefficients(
     anchor_multiplicity: Literal["per_capability", "once"] = "per_capability",
     stages: Sequence[int] = (1, 2),
 ) -> Tensor:
-    """Coefficients [N] of the raw gradients in the projected update; arguments as for `project`."""
+    """Coefficients [N], float64, of the raw gradients in the projected update; arguments and errors as `project` has them.
+
+    Drive-KD's AGP (arXiv 2601.21288), with the formulas of docs/method.md, "Asymmetric gradient projection". By hand, for labels'
+    g_0 = (1, 0) and one signal's g_1 = (-1, 1), G = [[1, -1], [-1, 2]]: stage 1 takes the part against g_0 out of g_1, which is
+    g_1 + 1 g_0 = (0, 1). M_1 = g_0 + (g_1 + g_0) = 2 g_0 + 1 g_1, the vector (1, 1); with one signal stage 2 has nothing to do.
+
+        >>> gradients = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
+        >>> coefficients = agp_coefficients(gradients @ gradients.T, [1])
+        >>> coefficients.tolist()
+        [2.0, 1.0]
+        >>> (coefficients.float() @ gradients).tolist()
+        [1.0, 1.0]
+
+    Two signals that agree with the labels are left alone; the labels, shared by both, count twice as released, or once:
+
+        >>> agp_coefficients(torch.eye(3), [2, 1]).tolist()
+        [2.0, 1.0, 1.0]
+        >>> agp_coefficients(torch.eye(3), [2, 1], anchor_multiplicity="once").tolist()
+        [1.0, 1.0, 1.0]
+    """
     return project(gram, order, pairs=pairs, anchor_multiplicity=anchor_multiplicity, stages=stages).coefficients
 
 

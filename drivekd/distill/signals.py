@@ -54,6 +54,20 @@ def group_layers(student_layers: Sequence[int], teacher_layers: Sequence[int], s
 
     window: the released stride-1 sliding window, width g = max(1, m - k + 1), clamped at the end, for k student and m teacher
     layers. proportional: student layer i takes its share [i m / k, (i + 1) m / k) of the teacher's depth, at least one layer.
+    Raises ValueError when either has none.
+
+    The window is the released code's of Drive-KD (arXiv 2601.21288); docs/method.md, "Layer groups". By hand, for k = 2 and m =
+    4: g = 4 - 2 + 1 = 3, so windows begin at 0 and 1; shares are [0, 2) and [2, 4).
+
+        >>> group_layers(range(2), range(4))
+        [[0, 1, 2], [1, 2, 3]]
+        >>> group_layers(range(2), range(4), "proportional")
+        [[0, 1], [2, 3]]
+
+    A student deeper than its teacher: the window ends with layers that all copy the last one.
+
+        >>> group_layers(range(3), range(2))
+        [[0], [1], [1]]
     """
     k, m = len(student_layers), len(teacher_layers)
     if not k or not m:

@@ -33,7 +33,13 @@ _YES_NO_MARKER = re.compile(r"\b(?:final(?:\s+answer)?|answer)\s*(?:is)?\s*:?\s*
 def choice(text: str, question: str) -> str | None:
     """The letter of the option that `text` chooses out of those that `question` offers, or None.
 
-    choice("The answer is B, because a car turns.", "... options: A. Left. B. Right.")  ->  "B"
+    >>> which_way = "Which way? Options: A. Left. B. Right."
+    >>> choice("The answer is B, because a car turns.", which_way)
+    'B'
+    >>> choice("It turns left.", which_way)
+    'A'
+    >>> choice("A or B", which_way) is None
+    True
     """
     offered = options(question)
     plain = _MARKUP.sub("", text).strip()
@@ -48,7 +54,11 @@ def choice(text: str, question: str) -> str | None:
 
 
 def yes_no(text: str) -> Literal["yes", "no"] | None:
-    """The yes or no that `text` begins with or marks as its answer, or None."""
+    """The yes or no that `text` begins with or marks as its answer, or None.
+
+    >>> yes_no("Yes, two cars."), yes_no("A van is near. Final answer: no"), yes_no("Probably yes")
+    ('yes', 'no', None)
+    """
     plain = _MARKUP.sub("", text)
     match = _YES_NO.match(plain)
     stated = {match[1].lower()} if match else {word.lower() for word in _YES_NO_MARKER.findall(plain)}

@@ -74,6 +74,14 @@ def engines_from_bundle(
     bundle must be signed with.
     Raises UsageError (no such target), BundleError (the bundle is not whole), ExportError: TensorRT is missing and how to get it,
     a target is not this device, TensorRT refused a graph, or memory or disk do not suffice. Engines that were there before stay.
+
+    On a car `engines_from_bundle(bundle)` is all; a target by name, here compiled without a GPU:
+
+        >>> rows = engines_from_bundle(bundle, targets=["rtx-sm86"])
+        >>> [row.engine for row in rows]
+        ['rtx-sm86/vision', 'rtx-sm86/decoder']
+        >>> sorted(path.name for path in (bundle / "engines" / "rtx-sm86").iterdir())
+        ['decoder.engine', 'engine.json', 'engine.sha256', 'vision.engine']
     """
     bundle, say = Path(bundle), on_line or _say_nothing
     verified = read_bundle(bundle, public_key=public_key)
@@ -100,6 +108,9 @@ def compile_ahead(
     """Compile vision and decoder with TensorRT-RTX for GPUs that are not here: real hardware rules, nothing is run.
 
     targets: compute capabilities, 86 = SM 8.6. Raises as engines_from_bundle does.
+
+        >>> [row.engine for row in compile_ahead(bundle, targets=(89,))]
+        ['rtx-sm89/vision', 'rtx-sm89/decoder']
     """
     return engines_from_bundle(bundle, targets=[f"rtx-sm{number}" for number in targets], on_line=on_line, limits=limits)
 

@@ -1,9 +1,6 @@
 """What the runtime gives back: one `Answer` for each capability asked, with the named parts that its own text states.
 
-"Signal: red. Road: straight."                  -> {"signal": "red", "road": "straight"}
-"C. Brake to a stop. Reason: the signal is red." -> {"choice": "C", "answer": "Brake to a stop", "reason": "the signal is red"}
-"Yes. A van is near."                           -> {"answer": "yes"}
-Nothing is guessed.
+Nothing is guessed: see `answer_fields`.
 """
 
 from __future__ import annotations
@@ -57,6 +54,13 @@ def answer_fields(text: str) -> dict[str, str]:
     """Parts (see named_parts.py) by lower-case name, each without its final full stop; {} when the text names none.
 
     A part that was cut before its value states nothing, and is none here. A name stated twice keeps both values, joined by "; ".
+
+        >>> answer_fields("Signal: red. Road: straight.")
+        {'signal': 'red', 'road': 'straight'}
+        >>> answer_fields("C. Brake to a stop. Reason: the signal is red.")
+        {'choice': 'C', 'answer': 'Brake to a stop', 'reason': 'the signal is red'}
+        >>> answer_fields("Yes. A van is near.")
+        {'answer': 'yes'}
     """
     head, parts = named_parts(text.strip())
     fields = _head_fields(head)

@@ -22,6 +22,19 @@ class Sampling:
     """How tokens are chosen. temperature: 0 = always the likeliest. top_p: from the smallest set that holds this probability.
 
     seed: the same seed gives the same answer to the same frame. Raises UsageError: out of range.
+
+    Shares are exp(z / temperature) / Σ exp(z / temperature) of logits z (arXiv 1503.02531, equation 1), and top_p is nucleus
+    sampling (arXiv 1904.09751, section 3.1). By hand: logits ln 1 and ln 3 have the shares 1/4 and 3/4 at temperature 1, and
+    1/10 and 9/10 at 1/2. Either way the second token alone holds 0.7, so that no other is drawn:
+
+        >>> Sampling(temperature=0.5, top_p=0.7, seed=1)
+        Sampling(temperature=0.5, top_p=0.7, seed=1)
+
+        >>> import numpy as np
+        >>> from drivekd.runtime.session.sampling import Sampler
+        >>> sampler = Sampler(Sampling(temperature=1.0, top_p=0.7), streams=["planning"])
+        >>> [sampler.choose(np.log(np.asarray([[1, 3]], np.float32)))[0].item() for _ in range(5)]
+        [1, 1, 1, 1, 1]
     """
 
     temperature: float = 0.0
@@ -67,6 +80,11 @@ class Ask:
         prompts, defaults: the bundle's templates by capability, and its variables. Everything that can be wrong with what is
         asked, apart from its length, is found here.
         Raises UsageError: an unknown capability or variable, none, several or a schema for one question, not one new token.
+
+            >>> Ask(variables={"speed": 8}).questions({"planning": "At {speed} m/s, what now?"}, {"speed": 0})
+            {'planning': 'At 8 m/s, what now?'}
+            >>> Ask(question="Is it wet?").questions({"planning": "What now?"}, {})
+            {'question': 'Is it wet?'}
         """
         if self.structured and self.question is not None:
             raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
@@ -113,7 +131,13 @@ class Answering(Protocol):
     ) -> dict[str, Answer]:
         """The same by keyword: an Ask's, which says what each means. Raises as `answer_ask` does.
 
-        session.answer({"CAM_FRONT": image}, capabilities=["planning"], variables={"ego_speed_mps": 8}, deadline_ms=500)
+        Without any time left a structured answer still fits its schema; it says that it is not complete:
+
+            >>> from drivekd.runtime import load_bundle
+            >>> with load_bundle(bundle) as session:
+            ...     answers = session.answer({"CAM_FRONT": image}, capabilities=["planning"], structured=True, deadline_ms=0)
+            >>> answers["planning"].finish_reason, answers["planning"].structured["complete"]
+            ('deadline', False)
         """
         ask = Ask(
             capabilities=capabilities,

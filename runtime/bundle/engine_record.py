@@ -122,6 +122,12 @@ def verify_engine(
     here: the platform that will run it; None verifies the files alone, for those who only look. graph: the one whose engine alone
     is wanted; None = all files.
     Raises BundleError naming what is missing, changed, of another bundle, or of another device or TensorRT version.
+
+        >>> from drivekd.export.trt import compile_ahead
+        >>> from drivekd.runtime import read_bundle
+        >>> rows = compile_ahead(bundle, targets=(86,))
+        >>> verify_engine(read_bundle(bundle), "rtx-sm86").record.platform.capability
+        86
     """
     found = read_engines(bundle.path, target, graph=graph)
     _check_origin(found.record, bundle, target)

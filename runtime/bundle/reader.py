@@ -105,6 +105,13 @@ def read_bundle(path: Path, *, expect_digest: str | None = None, public_key: Pat
     signed by its owner. defer: let large files go when everything has passed; each time one is taken out of `files` it is read
     and verified again.
     Raises BundleError naming the file that is missing, additional, a link, changed or not signed; UsageError: the key is none.
+
+        >>> read_bundle(bundle).manifest.precision
+        'fp32'
+        >>> read_bundle(bundle, expect_digest="sha256:0123")
+        Traceback (most recent call last):
+        ...
+        drivekd.errors.BundleError: ...: expected the bundle sha256:0123, found sha256:...
     """
     directory = _open_directory(path)
     try:

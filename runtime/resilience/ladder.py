@@ -51,6 +51,18 @@ class Ladder(Answering):
 
     capabilities, cameras, variables, manifest: of the best rung that stands by. backend, bundle_digest, timings_ms, counts: of
     the rung that answered last.
+
+    A bundle without TensorRT engines falls to the next rung, whose answers are one token long:
+
+        >>> from drivekd.runtime import Ladder, Rung, load_bundle
+        >>> rungs = [
+        ...     Rung("trt", lambda: load_bundle(bundle, backend="trt")),
+        ...     Rung("cpu", lambda: load_bundle(bundle, backend="ort-cpu"), cameras=("CAM_FRONT",), max_new_tokens=1),
+        ... ]
+        >>> with Ladder(rungs) as ladder:
+        ...     answer = ladder.answer({"CAM_FRONT": image}, capabilities=["planning"])["planning"]
+        ...     answer.backend, answer.tokens <= 1, ladder.health().state
+        ('ort-cpu', True, 'degraded')
     """
 
     def __init__(

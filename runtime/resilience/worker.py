@@ -57,7 +57,14 @@ class WorkerSettings:
 class WorkerSession(Answering):
     """A Session's face on a child process. One thread at a time; health() from any.
 
-    timings_ms, counts: as Session's; "total" includes the way to the child and back.
+    timings_ms, counts: as Session's; "total" includes the way to the child and back. capabilities, cameras, variables, manifest,
+    bundle_digest, backend, dialect: of the bundle that its first child has loaded; RunnerError until then.
+
+        >>> from drivekd.runtime import WorkerSession, WorkerSettings
+        >>> with WorkerSession(bundle, settings=WorkerSettings(start_timeout_s=60), backend="ort-cpu") as worker:
+        ...     answers = worker.answer({"CAM_FRONT": image}, capabilities=["planning"], max_new_tokens=2, deadline_ms=60_000)
+        ...     sorted(answers), worker.health().restarts
+        (['planning'], 0)
     """
 
     def __init__(

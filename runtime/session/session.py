@@ -39,6 +39,14 @@ class Session(Answering):
     prefill (system prompt + images), questions, decode, one entry per capability (start of the call to its end), ttft, total.
     counts: of the last call: images_encoded, tokens_prefilled, engine_calls (of the decoder), tokens_forced (by a grammar).
     model: what it is built on, for those who look below answers.
+
+        >>> from drivekd.runtime import load_bundle
+        >>> with load_bundle(bundle) as session:
+        ...     for question in ("Is the road wet?", "Is a van near?"):  # about one frame: its image is read once
+        ...         answer = session.answer_question({"CAM_FRONT": image}, question, max_new_tokens=2)
+        ...         answer.capability, session.counts["images_encoded"]
+        ('question', 1)
+        ('question', 0)
     """
 
     def __init__(
