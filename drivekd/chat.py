@@ -37,9 +37,11 @@ class ChatFormat:
         return self.image_start + self.image_token * self.tokens_per_image + self.image_end
 
     def prefix(self, num_images: int) -> str:
+        """Everything before the question: the open user turn with so many images. The text that every question shares."""
         return self.before_images + self.image * num_images
 
     def suffix(self, question: str) -> str:
+        """The question, taken literally, up to where the answer begins."""
         return question + self.after_question
 
     def to_json(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class ProgressLine:
         self._width = 0
 
     def show(self, text: str, *, final: bool = False) -> None:
+        """Say how far it is. final: whatever the interval, and nothing rewrites it."""
         now_s = time.monotonic()
         if not final and now_s - self._last_s < self._interval_s:
             return
@@ -62,9 +63,11 @@ class MetricsFile:
         self._file = path.open("a", buffering=1)
 
     def write(self, record: dict[str, Any]) -> None:
+        """Add one line. Raises TypeError when the record is no JSON."""
         self._file.write(json.dumps(record) + "\n")
 
     def close(self) -> None:
+        """The file takes no more lines."""
         self._file.close()
 
 

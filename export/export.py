@@ -43,6 +43,7 @@ class Extras:
 
     @property
     def wanted(self) -> bool:
+        """Whether there is anything to do; a checkpoint alone is nothing."""
         return self.trt or self.kit is not None or self.sign is not None
 
 

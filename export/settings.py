@@ -61,6 +61,7 @@ class ExportPlan:
 
     @property
     def needs_calibration(self) -> bool:
+        """Whether a graph becomes int8: its activations have ranges, which camera images set."""
         return "int8" in (self.vision.precision, self.decoder.precision)
 
     @property

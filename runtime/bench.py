@@ -69,6 +69,7 @@ class BenchReport:
     power: PowerReport = field(default_factory=lambda: PowerReport(0))
 
     def stage(self, name: str) -> StageTime:
+        """One of a session's `timings_ms`, by name. Raises StopIteration: there is none."""
         return next(stage for stage in self.stages if stage.stage == name)
 
     def rows(self) -> list[tuple[str, str, str, str]]:

@@ -38,6 +38,7 @@ class Curves:
 
     @property
     def depth(self) -> int:
+        """How many layers there are."""
         return len(self.adjacent_cosine)
 
     def to_json(self) -> dict[str, list[float | None]]:

@@ -51,7 +51,7 @@ class CapabilityPick:
 def pick(capability: Capability, student: Curves, teacher: Curves | None) -> CapabilityPick:
     """Layers of both models; the signal is the teacher's, since its signal is what there is to learn."""
     models: Mapping[str, Curves] = {"student": student} | ({"teacher": teacher} if teacher is not None else {})
-    picks = {who: pick_layers(capability, curves) for who, curves in models.items()}
+    picks = {who: _pick_layers(capability, curves) for who, curves in models.items()}
     who = "teacher" if teacher is not None else "student"
     signal, why = pick_signal(models[who], picks[who].layers, who)
     reasons = [f"{name}: {found.reason}" for name, found in picks.items()]
@@ -61,7 +61,7 @@ def pick(capability: Capability, student: Curves, teacher: Curves | None) -> Cap
     return CapabilityPick(picks["student"].layers, teacher_layers, signal, "; ".join([*reasons, why]))
 
 
-def pick_layers(capability: Capability, curves: Curves) -> LayerPick:
+def _pick_layers(capability: Capability, curves: Curves) -> LayerPick:
     if capability == "reasoning":
         return longest_run(curves.adjacent_cosine)
     if not curves.similarity:

@@ -24,6 +24,7 @@ class LiveTexts:
         return self
 
     def show(self, texts: Mapping[str, str]) -> None:
+        """Draw these in place of the last ones; on no terminal, nothing."""
         if self._live is not None:
             self._live.update(Text("\n".join(f"{name}: {text}" for name, text in texts.items())), refresh=True)
 

@@ -57,6 +57,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
+        """Of all packs, padding left out."""
         return int(self.token_mask.sum())
 
     @property
@@ -69,6 +70,7 @@ class Batch:
         return visible[:, None]
 
     def to(self, device: torch.device) -> Batch:
+        """A copy whose tensors lie on the device; pictures and samples are shared."""
         moved: dict[str, Any] = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved)
 

@@ -38,6 +38,7 @@ class OverlapReport:
 
     @property
     def disjoint(self) -> bool:
+        """Whether the two share nothing that could leak an answer."""
         return not any(shared for _, shared in self._traces())
 
     @property

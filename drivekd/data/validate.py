@@ -38,6 +38,7 @@ class ValidationReport:
 
     @property
     def ok(self) -> bool:
+        """Whether the file can be trained on; warnings do not count."""
         return not self.problems
 
     @property

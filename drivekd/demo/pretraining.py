@@ -125,6 +125,7 @@ def _fine_tune(checkpoint: Path, out: Path, stage: Stage) -> Path:
 
 
 def main() -> None:
+    """The command line: `python -m drivekd.demo.pretraining --out FOLDER`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="working folder; the result is OUT/models")
     configure_logging()

@@ -52,6 +52,7 @@ class Maps:
 
     @cached_property
     def requests(self) -> dict[int, MapRequest]:
+        """What to capture of each layer, 0-based, while the model reads the batch."""
         return self._wanted.requests(self._places)
 
     def at(self, signal: Signal, layer: int, view: View, places: Places) -> Tensor:

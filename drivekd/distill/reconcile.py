@@ -124,6 +124,7 @@ class Reconciler:
         return self._weighting.state_dict()
 
     def load_state_dict(self, state: TermState) -> None:
+        """Go on from what `state_dict` gave. Raises CheckpointError when it is of other terms or another kind of weights."""
         self._weighting.load_state_dict(state)
 
     def _norms(self, gram: Tensor, step: int) -> list[float]:

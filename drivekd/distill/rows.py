@@ -29,6 +29,7 @@ class Rows:
 
     @property
     def pairs(self) -> list[Pair]:
+        """(anchor, follower) of each capability with a signal, as `drivekd.distill.projection.project` takes them."""
         return [(self.anchors[name], row) for name, row in self.followers.items()]
 
 

@@ -42,10 +42,12 @@ class Signal:
 
     @property
     def teacher_layers(self) -> tuple[int, ...]:
+        """Every teacher layer that is needed, ascending."""
         return tuple(sorted({layer for group in self.teacher_groups for layer in group}))
 
     @property
     def compares_attention(self) -> bool:
+        """Whether it reads attention maps; the others read hidden states or logits."""
         return self.loss in ("mse", "cosine")
 
 
@@ -131,6 +133,7 @@ def full_map_places(batch: Batch) -> Places:
 
 
 def places_of(form: Form, batch: Batch) -> Places:
+    """What a signal of this form compares in a batch."""
     return text_to_vision_places(batch) if form == "text_to_vision" else full_map_places(batch)
 
 

@@ -60,7 +60,7 @@ def weighting_for(
 
 
 class StaticWeights:
-    """The configured weights, always."""
+    """The Weighting that gives the configured weights, always."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._static = dict(weights)
@@ -91,7 +91,7 @@ class RelativeWeights(StaticWeights):
 
 
 class DynamicWeights:
-    """GradNorm (Chen et al. 2018, arXiv 1711.02257) as Drive-KD uses it.
+    """The Weighting of GradNorm (Chen et al. 2018, arXiv 1711.02257) as Drive-KD uses it.
 
     The first step uses the static weights (CE lifted to its floor). After each step w = softplus(a) moves down the gradient of
     Σ |G_n - target_n|, target_n = p_n ΣG (r_n / r̄)^α held constant, by AdamW on a; then the weights are scaled to the static sum

@@ -145,14 +145,17 @@ class TagCounts:
 
     @property
     def precision(self) -> float:
+        """Share of the predicted tags that are right; 0 without any."""
         return self.matched / self.predicted if self.predicted else 0.0
 
     @property
     def recall(self) -> float:
+        """Share of the true tags that were found; 0 without any."""
         return self.matched / self.true if self.true else 0.0
 
     @property
     def f1(self) -> float:
+        """Harmonic mean of precision and recall; 1 where there was nothing to find and nothing was said."""
         return 2 * self.matched / (self.predicted + self.true) if self.predicted + self.true else 1.0
 
 

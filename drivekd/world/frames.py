@@ -37,6 +37,7 @@ class FrameJob:
 
     @property
     def name(self) -> str:
+        """Of its picture and records, such as train-000017."""
         return f"{self.split}-{self.index:06d}"
 
 

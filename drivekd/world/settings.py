@@ -55,6 +55,7 @@ class WorldSettings:
         )
 
     def num_frames(self, split: Split) -> int:
+        """Of one split, labelled or not."""
         return {"train": self.train_frames, "validation": self.validation_frames, "test": self.test_frames}[split]
 
     def scene_seeds(self, split: Split) -> range:

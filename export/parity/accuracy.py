@@ -19,7 +19,8 @@ ACCURACY_HEADER = ["capability", "questions", "checkpoint [95 %]", "bundle [95 %
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One capability's choice and yes/no questions, or all of them; lower, upper: 95 % intervals by scene."""
+    """One capability's choice and yes/no questions, or all of them; lower, upper: 95 % intervals by scene; checkpoint_interval,
+    bundle_interval: both as a pair."""
 
     capability: str
     questions: int
@@ -40,6 +41,7 @@ class AccuracyRow:
 
     @property
     def difference(self) -> float:
+        """The bundle less the checkpoint: below 0, quantization cost answers."""
         return self.bundle - self.checkpoint
 
     def to_json(self) -> dict[str, Any]:

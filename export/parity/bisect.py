@@ -124,10 +124,12 @@ class BisectReport:
 
     @property
     def first(self) -> LayerRow | None:
+        """The earliest value beyond its tolerance; None = none is."""
         return next((row for row in self.rows if row.verdict == "BEYOND"), None)
 
     @property
     def passed(self) -> bool:
+        """Whether every value is within its tolerance."""
         return self.first is None
 
     @property

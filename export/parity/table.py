@@ -40,6 +40,7 @@ class ParityRow:
 
     @property
     def passed(self) -> bool:
+        """Within the limit, and in fp32 with every token alike, else with an rms within RMS_LIMITS. NaN fails."""
         # written so that NaN fails
         if self.precision == "fp32":
             return self.max_abs <= self.limit and self.argmax_agreement in (None, 1.0)
@@ -62,6 +63,7 @@ class ParityTable:
 
     @property
     def passed(self) -> bool:
+        """Whether every row did, and there are some."""
         return bool(self.rows) and all(row.passed for row in self.rows)
 
     def to_json(self) -> list[dict[str, Any]]:

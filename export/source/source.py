@@ -62,6 +62,7 @@ class Source:
 
     @property
     def images(self) -> ImageForm:
+        """The size and the normalization that the vision tower takes."""
         return self.processor.images
 
 

@@ -35,6 +35,7 @@ class Platform:
 
     @property
     def tensorrt_version(self) -> tuple[int, ...]:
+        """As numbers, to compare."""
         return version_numbers(self.tensorrt)
 
     @property
@@ -50,6 +51,7 @@ class Platform:
 
     @property
     def advice(self) -> str:
+        """For the person in front of it: precisions to choose there, or what is missing."""
         if self.builds_engines:
             return "int8 or fp16 for vision, int4 or fp16 for the decoder; build there: drivekd export BUNDLE --trt"
         needed = ".".join(map(str, MIN_TENSORRT))

@@ -35,6 +35,7 @@ class Messages:
         return self.errors + [text for text in self.warnings if INCONSISTENT_PROFILE in text]
 
     def add(self, severity: str, text: str) -> None:
+        """Keep a message of TensorRT's logger. severity: its word, such as "Severity.ERROR"; information is not kept."""
         if "ERROR" in severity:
             self.errors.append(text)
         elif "WARNING" in severity:
@@ -66,6 +67,7 @@ class Progress:
         self.interrupt: KeyboardInterrupt | OSError | None = None
 
     def start(self, phase: str, num_steps: int) -> None:
+        """A phase begins; its steps are counted from 0."""
         self._steps[phase] = num_steps
 
     def step(self, phase: str, step: int) -> bool:

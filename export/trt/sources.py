@@ -38,6 +38,7 @@ class EngineSource:
 
     @property
     def num_bytes(self) -> int:
+        """Of graph and weights together."""
         return len(self.model) + len(self.weights or b"")
 
 

@@ -22,6 +22,7 @@ class Deadline:
         self._cancelled = cancelled
 
     def elapsed_ms(self) -> float:
+        """Since it was made."""
         return (time.perf_counter() - self._start) * 1000
 
     def left_ms(self) -> float | None:

@@ -111,6 +111,7 @@ def kind(schema: Schema) -> str:
 
 
 def nullable(schema: Schema) -> bool:
+    """Whether null is a value of it: what the answer did not come to."""
     return None in schema["enum"] if "enum" in schema else isinstance(schema["type"], list)
 
 

@@ -105,6 +105,7 @@ class VerifiedEngines:
 
 
 def engine_file(name: str) -> str:
+    """Its file in engines/<target>/. name: "vision" or "decoder"."""
     return f"{name}.engine"
 
 

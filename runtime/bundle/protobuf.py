@@ -32,6 +32,7 @@ def text(data: Value, wanted: int) -> str:
 
 
 def last_number(data: Value, wanted: int) -> int:
+    """A varint field: its last value, 0 when there is none: protobuf's rule."""
     values = [value for key, value in fields(message(data)) if key == wanted]
     return number(values[-1]) if values else 0
 
@@ -40,14 +41,14 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
     """Field number and value: a varint as a number, a length-delimited field as a view; fixed-width numbers as views too."""
     position, end = 0, len(data)
     while position < end:
-        key, position = read_varint(data, position)
+        key, position = _read_varint(data, position)
         place, wire = key >> 3, key & 7
         if wire == 0:
-            value, position = read_varint(data, position)
+            value, position = _read_varint(data, position)
             yield place, value
             continue
         if wire == 2:
-            size, position = read_varint(data, position)
+            size, position = _read_varint(data, position)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
@@ -58,7 +59,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
         position += size
 
 
-def read_varint(data: memoryview, position: int) -> tuple[int, int]:
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
     result = shift = 0
     while position < len(data) and shift < MAX_VARINT_BITS:
         byte = data[position]
@@ -71,24 +72,28 @@ def read_varint(data: memoryview, position: int) -> tuple[int, int]:
 
 
 def packed(data: memoryview) -> list[int]:
+    """A packed repeated field: varints one behind the other."""
     position, values = 0, []
     while position < len(data):
-        value, position = read_varint(data, position)
+        value, position = _read_varint(data, position)
         values.append(value)
     return values
 
 
 def number(value: Value) -> int:
+    """A varint field. Raises BrokenProtobufError when the bytes are of another kind."""
     if not isinstance(value, int):
         raise BrokenProtobufError("expected a number")
     return value
 
 
 def message(value: Value) -> memoryview:
+    """A length-delimited field. Raises BrokenProtobufError when it is a varint."""
     if isinstance(value, int):
         raise BrokenProtobufError("expected a message")
     return value
 
 
 def string(value: Value) -> str:
+    """UTF-8. Raises BrokenProtobufError when it is a varint, UnicodeDecodeError when it is no text."""
     return bytes(message(value)).decode()

@@ -19,7 +19,8 @@ from drivekd.runtime.engine.runner import Array
 
 @dataclass(frozen=True, eq=False)
 class Arena:
-    """Memory for K/V. tensors: in the order of `past_names`, each [B, K, C, d]. written: columns in use of each row, [B].
+    """Memory for K/V. batch: B; capacity: C. tensors: in the order of `past_names`, each [B, K, C, d]. written: columns in use
+    of each row, [B].
 
     reserved: it does not grow. turn [1]: how often its columns were given to something else.
     """

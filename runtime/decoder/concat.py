@@ -44,6 +44,7 @@ class KvCache:
         return np.asarray(self.mask.sum(axis=1), np.int64)
 
     def feeds(self) -> dict[str, Feed]:
+        """The graph's inputs past_key_values.N.key and .value."""
         return dict(zip(past_names(len(self.tensors) // 2), self.tensors, strict=True))
 
     def select(self, rows: Sequence[int], *, room: int = 0) -> KvCache:

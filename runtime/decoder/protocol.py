@@ -24,7 +24,7 @@ Positions: TypeAlias = NDArray[np.int64]  # [A, B, T], or [1, B, T] where all ax
 
 
 class Cache(Protocol):
-    """Keys and values of what B rows have read."""
+    """Keys and values of what B rows have read. batch: B."""
 
     @property
     def batch(self) -> int: ...

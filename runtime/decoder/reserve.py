@@ -23,7 +23,8 @@ class Loan:
 
 
 class Reserve:
-    """The Home of a session's prefix. At first it holds nothing: the prefix then grows as far as it must, branches are copies."""
+    """The `Home` of a session's prefix. At first it holds nothing: the prefix then grows as far as it must, branches are
+    copies."""
 
     def __init__(self, new_memory: Callable[[int, int, bool], Arena]) -> None:
         """new_memory(B, C, reserved) gives an arena; what it raises passes through."""
@@ -35,10 +36,12 @@ class Reserve:
 
     @property
     def rows(self) -> int:
+        """Branches that it has room for; 0 before `hold`."""
         return 0 if self._branches is None else self._branches.batch
 
     @property
     def capacity(self) -> int:
+        """Tokens that each has room for; 0 before `hold`."""
         return 0 if self._branches is None else self._branches.capacity
 
     def hold(self, rows: int, capacity: int) -> None:

@@ -204,10 +204,12 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
+        """That its values take in the block."""
         return prod(self.dims) * self.dtype.itemsize
 
     @property
     def address(self) -> int:
+        """Of its first value, as TensorRT takes it."""
         return self.block.address + self.offset
 
     @property

@@ -95,7 +95,7 @@ class BoundGraph:
 
 
 class OrtRunner:
-    """One graph of a verified bundle in one onnxruntime session.
+    """A Runner: one graph of a verified bundle in one onnxruntime session.
 
     threads: of one operator; None leaves it to onnxruntime (all cores).
     """

@@ -16,7 +16,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 class DeviceTensor(Protocol):
-    """A tensor in the engine's memory."""
+    """A tensor in the engine's memory. numpy(): a copy on the host. shape(): its dims, a list."""
 
     def numpy(self) -> Array: ...
 

@@ -36,6 +36,7 @@ class Profile:
     context: Any
 
     def takes(self, feeds: Mapping[str, Feed]) -> bool:
+        """Whether every dimension lies within its range. feeds: also of inputs whose dimensions are fixed."""
         return all(
             all(low <= size <= high for low, size, high in zip(ranges[0], dims_of(feeds[name]), ranges[2], strict=True))
             for name, ranges in self.ranges.items()
@@ -69,6 +70,7 @@ class LoadedEngine:
         )
 
     def set_inputs(self, profile: Profile, inputs: Mapping[str, DeviceArray]) -> None:
+        """Bind shapes and addresses. Raises RunnerError: a shape outside the profile, or an input is missing."""
         context = profile.context
         for name, array in inputs.items():
             if not (context.set_input_shape(name, array.dims) and context.set_tensor_address(name, array.address)):
@@ -87,6 +89,7 @@ class LoadedEngine:
         }
 
     def enqueue(self, profile: Profile, outputs: Mapping[str, DeviceArray]) -> None:
+        """Start it on the memory's stream; outputs are there after its next synchronize. Raises RunnerError."""
         taken = all(profile.context.set_tensor_address(name, array.address) for name, array in outputs.items())
         if not (taken and profile.context.execute_async_v3(self.memory.stream)):
             raise self._failed(f"TensorRT failed in its profile {profile.name}")
@@ -167,4 +170,5 @@ def _with_words(text: str, errors: Sequence[str]) -> str:
 
 
 def dims_of(feed: Feed) -> tuple[int, ...]:
+    """Of an array on the host or of a tensor in an engine's memory."""
     return feed.shape if isinstance(feed, np.ndarray) else tuple(feed.shape())

@@ -50,6 +50,7 @@ class TegraSample:
 
     @property
     def power_mw(self) -> int | None:
+        """Of the whole module; None where the line has none of the known rails."""
         return sum(self.rails_mw[rail] for rail in self.input_rails) if self.input_rails else None
 
 

@@ -43,6 +43,7 @@ class Replay:
 
     @property
     def passed(self) -> bool:
+        """At least MIN_AGREEMENT of the compared tokens, and MIN_COSINE everywhere; NaN fails."""
         enough = self.tokens_agreeing >= MIN_AGREEMENT * self.tokens_compared
         return enough and self.vision_cosine >= MIN_COSINE  # a NaN cosine is not >= anything
 

@@ -63,7 +63,7 @@ class AnswerVerdict:
 
 @dataclass(frozen=True)
 class RefereeReport:
-    """What the referee found. bundle: its digest."""
+    """What the referee found. bundle: its digest. tokens_expected, tokens_compared, tokens_agreeing: of all answers."""
 
     bundle: str
     answers: tuple[AnswerVerdict, ...]
@@ -87,6 +87,7 @@ class RefereeReport:
 
     @property
     def passed(self) -> bool:
+        """At least MIN_AGREEMENT of the compared tokens, and MIN_COMPARED of the expected ones were compared."""
         return self.agreement >= MIN_AGREEMENT and self.tokens_compared >= MIN_COMPARED * self.tokens_expected
 
     @property

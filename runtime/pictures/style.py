@@ -25,7 +25,7 @@ WIDTH_IN_TEXT_SIZES = 64  # 1280 px wide: 20 px letters
 
 @dataclass(frozen=True)
 class Style:
-    """text_px: size of the letters."""
+    """text_px: size of the letters; small_px: of smaller ones. line_px: from line to line. margin_px: around a block."""
 
     text_px: int
 
@@ -48,11 +48,13 @@ def style_for(width_px: int) -> Style:
 
 
 def color_of(capability: str) -> Rgb:
+    """A capability's, and one for all that is none."""
     return COLORS.get(capability, OTHER_COLOR)
 
 
 @lru_cache(maxsize=32)
 def font(size_px: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own, so that no machine lacks it; kept, since a frame asks dozens of times."""
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size_px))
 
 

@@ -49,6 +49,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """Of its process, for a supervisor or a test."""
         return self._process.pid
 
     def alive(self) -> bool:

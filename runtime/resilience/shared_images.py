@@ -37,6 +37,7 @@ class PlacedImage:
 
     @property
     def end(self) -> int:
+        """The first byte behind it."""
         return self.offset + int(np.prod(self.shape))
 
 

@@ -117,6 +117,7 @@ class PrefixReader:
         self._encoded, self._kept = {}, None
 
     def num_tokens(self, num_images: int) -> int:
+        """Of a prefix with so many images: system prompt, images, and the text between."""
         return len(self._layout(num_images).ids)
 
     def image_embeds(self, tiles: Sequence[RGBImage]) -> NDArray[np.float32]:

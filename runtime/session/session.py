@@ -195,7 +195,11 @@ def _calibration(bundle: Bundle) -> dict[str, Calibration]:
 
 
 class AnswerSession(Answering, Protocol):
-    """Session says what each of these means."""
+    """What a caller may rely on, whichever session answers; Session says what each of these means.
+
+    capabilities, cameras, variables, manifest, bundle_digest: of its bundle. backend: the engine that answers. health():
+    counters and latencies so far. close(): free the engines; a second call does nothing.
+    """
 
     timings_ms: dict[str, float]
     counts: dict[str, int]

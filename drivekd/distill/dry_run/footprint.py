@@ -36,15 +36,18 @@ class Footprint:
 
     @property
     def parts(self) -> dict[str, int]:
+        """Bytes by what takes them, in the order of a table."""
         names = ("student", "teachers", "optimizer", "gradients", "activations", "growth", "other")
         return {name: getattr(self, name) for name in names}
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
+        """Whether all of it is available."""
         return self.total <= self.available
 
 

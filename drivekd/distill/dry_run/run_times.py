@@ -29,6 +29,7 @@ class RunTimes:
 
     @property
     def total(self) -> float:
+        """Seconds of all parts together."""
         return sum(self.by_part.values())
 
 

@@ -41,6 +41,7 @@ class CacheSize:
 
     @property
     def total(self) -> int:
+        """Bytes of all stores."""
         return sum(self.by_store.values())
 
 
@@ -90,6 +91,7 @@ class Caches:
             store.refresh()
 
     def close(self) -> None:
+        """Write what is pending, and let go of the files."""
         for store in self._stores:
             store.close()
 

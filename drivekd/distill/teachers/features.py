@@ -25,7 +25,10 @@ FEATURE_CACHE_BYTES = 2 << 30
 
 
 class FeatureStore(Protocol):
-    """Where features outlive the run; `drivekd.distill.teachers.store.BlockStore` is one."""
+    """Where features outlive the run; `drivekd.distill.teachers.store.BlockStore` is one.
+
+    get(key): a block, None = it is missing. put(key, block): keep a copy.
+    """
 
     def get(self, key: str) -> Tensor | None: ...
     def put(self, key: str, block: Tensor) -> None: ...

@@ -87,6 +87,7 @@ class Shard:
 
     @property
     def names(self) -> list[bytes]:
+        """Of its blocks, as `block_name` makes them."""
         return [bytes.fromhex(name) for name in self._checksums]
 
     def read(self, name: bytes) -> Tensor:

@@ -20,7 +20,10 @@ from drivekd.files import file_digest, json_digest
 
 
 class Store(Protocol):
-    """`drivekd.distill.teachers.store.BlockStore` is one."""
+    """`drivekd.distill.teachers.store.BlockStore` is one.
+
+    get(key): a block, None = it is missing. put(key, block): keep a copy.
+    """
 
     def get(self, key: str) -> Tensor | None: ...
     def put(self, key: str, block: Tensor) -> None: ...

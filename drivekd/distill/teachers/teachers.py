@@ -56,6 +56,7 @@ class Teacher:
 
     @cached_property
     def features(self) -> ImageFeatures:
+        """Its images as its language model sees them; loads the model."""
         return self._towers.of(self.model, self.device, self.dtype)
 
     @torch.no_grad()

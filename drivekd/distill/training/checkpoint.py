@@ -151,6 +151,7 @@ def step_directories(checkpoints: Path) -> list[Path]:
 
 
 def remove_old_checkpoints(checkpoints: Path, keep: int) -> None:
+    """Delete all but the newest `keep` (1 or more) of a run."""
     for path in step_directories(checkpoints)[:-keep]:
         shutil.rmtree(path)
 

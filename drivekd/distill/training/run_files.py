@@ -67,6 +67,7 @@ class RunFiles:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of step directories, which may not be there yet."""
         return self.out / "checkpoints"
 
     def record(self, record: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ class Placement(Protocol):
 
 
 class Whole:
-    """Every process has all of the student."""
+    """The Placement where every process has all of the student."""
 
     loss_scale = 1.0
 
@@ -57,7 +57,8 @@ class Whole:
 
 
 class Shards:
-    """Every process has a part of each weight of what trains. The parameters of the model become DTensors: name them anew."""
+    """The Placement where every process has a part of each weight of what trains. The parameters of the model become DTensors:
+    name them anew."""
 
     def __init__(self, student: PreTrainedModel, parallel: Parallel) -> None:
         self.loss_scale = float(parallel.size)

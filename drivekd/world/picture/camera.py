@@ -38,10 +38,12 @@ class Camera:
 
     @property
     def focal_px(self) -> float:
+        """Focal length: half the width over the tangent of half the horizontal field of view."""
         return self.width_px / 2.0 / math.tan(self.field_of_view_rad / 2.0)
 
     @property
     def center_px(self) -> tuple[float, float]:
+        """(x, y) of the optical axis, from the left and from the top. y is the horizon."""
         return self.width_px / 2.0, self.height_px * HORIZON
 
     def to_camera(self, points_m: Floats) -> Floats:

@@ -60,6 +60,7 @@ class Actor:
 
     @property
     def is_vehicle(self) -> bool:
+        """Whether its kind is one of VEHICLE_SIZES_M; the others walk or cycle."""
         return self.kind in VEHICLE_SIZES_M
 
     @property
@@ -102,6 +103,7 @@ class Scene:
 
     @property
     def lead_state(self) -> LeadState:
+        """Of the vehicle ahead: "near" when its rear is within NEAR_GAP_M."""
         if self.lead is None:
             return "none"
         return "near" if self.lead.rear_m <= NEAR_GAP_M else "far"

@@ -14,7 +14,8 @@ from .road import Floats
 @dataclass(frozen=True)
 class Block:
     """A box whose top may be smaller than its base. Faces are [4, 3]: bottom left, bottom right, top right, top left
-    as seen from outside, so that u runs to the viewer's right and v upwards.
+    as seen from outside, so that u runs to the viewer's right and v upwards. front, rear, left, right, top: one each; walls: the
+    first four in that order.
 
     x_m, y_m, z_m: centre and underside. taper_front_m, taper_rear_m, taper_side_m: how far the top edge is drawn in.
     """
