@@ -58,6 +58,7 @@ class CheckpointFiles:
     _values: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def has(self, name: str) -> bool:
+        """Whether there is such a file now; nothing is read or kept."""
         return (self.path / name).is_file()
 
     def json(self, name: str) -> Mapping[str, Any]:
@@ -118,6 +119,7 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
+        """Its directory."""
         return self.files.path
 
     @property

@@ -44,6 +44,7 @@ class CheckpointSource:
 
     @property
     def directories(self) -> list[Path]:
+        """Those of `files`, in their order."""
         return [files.path for files in self.files]
 
 
