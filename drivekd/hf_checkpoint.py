@@ -78,7 +78,7 @@ class CheckpointFiles:
         tokenizer_config = self.json("tokenizer_config.json")
         return internvl_chat.qwen2_tokenizer(
             _read_json(self.path, "vocab.json"),
-            (self.path / "merges.txt").read_text(),
+            (self.path / "merges.txt").read_text(encoding="utf-8"),
             _required(tokenizer_config, "added_tokens_decoder", dict, self.path / "tokenizer_config.json"),
             str(self.path),
         )
@@ -195,11 +195,11 @@ def write_processor(source: Path | Checkpoint, directory: Path, *, camera_size_p
         _write_json(directory / "preprocessor_config.json", _preprocessor(source)[0])
         tokenizer_config = source.files.json("tokenizer_config.json")
         _write_json(directory / "tokenizer_config.json", internvl_chat.hf_tokenizer_config(tokenizer_config))
-        (directory / "chat_template.jinja").write_text(internvl_chat.CHAT_TEMPLATE)
+        (directory / "chat_template.jinja").write_text(internvl_chat.CHAT_TEMPLATE, encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such checkpoint directory")
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: {name} is missing; expected a checkpoint in the Hugging Face layout") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -223,7 +223,7 @@ def _chat_template(checkpoint: Checkpoint) -> str:
     if checkpoint.layout == INTERNVL_CHAT:
         return internvl_chat.CHAT_TEMPLATE  # the one in its tokenizer_config.json is the text model's: it takes no image
     if files.has("chat_template.jinja"):
-        return (files.path / "chat_template.jinja").read_text()
+        return (files.path / "chat_template.jinja").read_text(encoding="utf-8")
     if files.has("chat_template.json"):
         return _required(files.json("chat_template.json"), "chat_template", str, files.path / "chat_template.json")
     template = tokenizer_config.get("chat_template")

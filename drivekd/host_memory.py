@@ -66,7 +66,7 @@ def _anonymous() -> list[Range]:
     """Private memory behind no file, ascending; [] where there is no /proc."""
     if not MAPS.exists():
         return []
-    found = (ANONYMOUS.fullmatch(line) for line in MAPS.read_text().splitlines(keepends=True))
+    found = (ANONYMOUS.fullmatch(line) for line in MAPS.read_text(encoding="utf-8").splitlines(keepends=True))
     return [(int(match[1], 16), int(match[2], 16)) for match in found if match]
 
 

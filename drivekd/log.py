@@ -60,7 +60,7 @@ class MetricsFile:
         """Continue an existing file behind `keep_until_step`; later lines are cut, since those steps run again."""
         kept = [record for record in read_metrics(path) if record["step"] <= keep_until_step] if path.exists() else []
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", buffering=1)
+        self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one line. Raises TypeError when the record is no JSON."""
@@ -73,7 +73,7 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All complete records of a metrics.jsonl; a line cut by a kill at the file's end is left out. Raises DataError."""
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line:

@@ -68,10 +68,10 @@ def export_checkpoint(checkpoint: Path, out: Path | None, plan: ExportPlan, extr
 
     Raises UsageError, CheckpointError, DataError, ExportError.
     """
-    from .bundle import bundle_from_checkpoint
-
     if out is None:
         raise UsageError("where to? give --out BUNDLE")
+    from .bundle import bundle_from_checkpoint
+
     title = f"parity of {out} with {checkpoint}, worst first"
     report = bundle_from_checkpoint(
         checkpoint,

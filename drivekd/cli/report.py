@@ -44,7 +44,7 @@ def write_run_report(run_directory: Path) -> Path:
         f"{sum(r['seconds'] for r in records) / 60:.1f} minutes in steps.",
         figures="".join(figures),
         versions="".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in _versions(run_directory)),
-        config=html.escape((run_directory / "config.yaml").read_text()),
+        config=html.escape((run_directory / "config.yaml").read_text(encoding="utf-8")),
     )
     target = run_directory / "report.html"
     write_whole(target, page)
@@ -52,7 +52,7 @@ def write_run_report(run_directory: Path) -> Path:
 
 
 def _versions(run_directory: Path) -> list[tuple[str, str]]:
-    return list(json.loads((run_directory / "versions.json").read_text()).items())
+    return list(json.loads((run_directory / "versions.json").read_text(encoding="utf-8")).items())
 
 
 def _figure(title: str, records: list[dict[str, Any]], key: str, *, log_scale: bool = False) -> str:

@@ -204,7 +204,7 @@ def _ros_rows(out: Path, install: Path, video: Path | None) -> list[list[str]]:
 def _held_out_frames(records: Path) -> list[tuple[Path, float]]:
     """The first held-out front images with their ego speeds, m/s."""
     found: dict[Path, float] = {}
-    for record in json.loads(records.read_text()):
+    for record in json.loads(records.read_text(encoding="utf-8")):
         path = records.parent / record["images"][0]
         if "CAM_FRONT" in record["meta"]["cameras"]:
             found.setdefault(path, float(record["meta"]["ego_speed_mps"]))

@@ -57,7 +57,7 @@ def make_models(out: Path) -> None:
         logger.info("rendering %d frames", FRAMES)
         build_world(world, WorldSettings(train_frames=FRAMES, labelled_frames=FRAMES))
     captions = [record for record in _records(world / "train.json") if record["meta"]["topic"] == CAPTION_TOPIC]
-    (world / "captions.json").write_text(json.dumps(captions))
+    (world / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
     tokenizer = train_tokenizer(corpus(world / "train.json"), [*CAMERAS, *COORDINATE_WORDS], TINY_TEACHER.vocab_size)
     _ship(_fine_tune(_fresh(out / "fresh-student", TINY_STUDENT, tokenizer), out, STUDENT_CAPTIONS), out / "models" / "student")
     captioner = _fine_tune(_fresh(out / "fresh-teacher", TINY_TEACHER, tokenizer), out, TEACHER_CAPTIONS)
@@ -68,14 +68,14 @@ def make_models(out: Path) -> None:
 
 def corpus(records: Path) -> Iterator[str]:
     """Every text of a file of records, each with its chat role."""
-    for record in json.loads(records.read_text()):
+    for record in json.loads(records.read_text(encoding="utf-8")):
         for message in record["messages"]:
             yield f"{message['role']}\n"
             yield message["content"].replace("<image>", "")
 
 
 def _records(path: Path) -> list[dict[str, dict[str, str]]]:
-    records: list[dict[str, dict[str, str]]] = json.loads(path.read_text())
+    records: list[dict[str, dict[str, str]]] = json.loads(path.read_text(encoding="utf-8"))
     return records
 
 

@@ -46,7 +46,7 @@ def build_workspace(source: Path, out: Path, *, log: Path) -> Path:
     source, out = source.resolve(), out.resolve()  # CMake and ament read relative prefixes from other folders
     install = out / "install"
     stamp, digest = install / STAMP, sources_digest(source / "src")
-    if stamp.is_file() and stamp.read_text() == digest:
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == digest:
         return install
     stamp.unlink(missing_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def build_workspace(source: Path, out: Path, *, log: Path) -> Path:
     command += ["--base-paths", str(source / "src"), "--build-base", str(out / "build"), "--install-base", str(install)]
     command += ["--event-handlers", "console_direct+", "--cmake-args", f"-DPython3_EXECUTABLE={sys.executable}"]
     command += ["-DBUILD_TESTING=OFF", "-DCMAKE_BUILD_TYPE=Release", "--no-warn-unused-cli"]
-    with log.open("w") as stream:
+    with log.open("w", encoding="utf-8") as stream:
         try:
             done = subprocess.run(
                 command, stdout=stream, stderr=subprocess.STDOUT, env=_build_environment(prefix), timeout=BUILD_TIMEOUT_S
@@ -63,9 +63,9 @@ def build_workspace(source: Path, out: Path, *, log: Path) -> Path:
         except subprocess.TimeoutExpired as error:
             raise DrivekdError(f"building {source} took longer than {BUILD_TIMEOUT_S} s; log: {log}") from error
     if done.returncode:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_TAIL_LINES:])
         raise DrivekdError(f"building {source} failed (colcon exit code {done.returncode}); end of {log}:\n{tail}")
-    stamp.write_text(digest)
+    stamp.write_text(digest, encoding="utf-8")
     return install
 
 
@@ -251,14 +251,18 @@ def _overlay(prefix: Path) -> Path:
     for name in ("bin", "include", "lib"):
         (prefix / name).symlink_to(Path(sys.prefix) / name)
     for package in (Path(sys.prefix) / "share").iterdir():
-        foreign = [file for file in package.glob("cmake/*.cmake") if "/opt/python/" in file.read_text(errors="replace")]
+        foreign = [
+            file for file in package.glob("cmake/*.cmake") if "/opt/python/" in file.read_text(encoding="utf-8", errors="replace")
+        ]
         if not foreign:
             (prefix / "share" / package.name).symlink_to(package)
             continue
         shutil.copytree(package, prefix / "share" / package.name)
         for file in foreign:
-            text = FOREIGN_NUMPY.sub(numpy_include, file.read_text())
-            (prefix / "share" / package.name / "cmake" / file.name).write_text(FOREIGN_PYTHON.sub(python_include, text))
+            text = FOREIGN_NUMPY.sub(numpy_include, file.read_text(encoding="utf-8"))
+            (prefix / "share" / package.name / "cmake" / file.name).write_text(
+                FOREIGN_PYTHON.sub(python_include, text), encoding="utf-8"
+            )
     return prefix
 
 

@@ -234,7 +234,7 @@ def _write_internvl_processor(directory: Path, config: InternVLConfig) -> None:
     size_px = config.vision_config.image_size[0]
     preprocessor = internvl_chat.hf_preprocessor({"vision_config": {"image_size": size_px}}, {})
     _write_json(directory / "preprocessor_config.json", preprocessor)
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def _write_qwen_processor(directory: Path, config: Qwen2_5_VLConfig, camera_size_px: tuple[int, int]) -> None:
@@ -255,8 +255,8 @@ def _write_qwen_processor(directory: Path, config: Qwen2_5_VLConfig, camera_size
         },
     )
     _write_json(directory / CAMERA_FILE, {"width_px": width, "height_px": height})
-    (directory / "chat_template.jinja").write_text(QWEN_CHAT_TEMPLATE)
+    (directory / "chat_template.jinja").write_text(QWEN_CHAT_TEMPLATE, encoding="utf-8")
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

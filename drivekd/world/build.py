@@ -123,7 +123,7 @@ def _write_manifest(path: Path, summary: WorldSummary, settings: WorldSettings, 
         "sha256": digests,
         "images_sha256": summary.image_digest,
     }
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+    path.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _needed_bytes(settings: WorldSettings) -> int:

@@ -78,7 +78,7 @@ def _origin(checkpoint: Path) -> dict[str, str]:
     if not path.is_file():
         return {"kind": "checkpoint"}
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: not the configuration of a run ({error})") from error
     student = config.get("student") if isinstance(config, dict) else None

@@ -130,7 +130,7 @@ def this_board(tegra_release: Path = TEGRA_RELEASE) -> BoardFinding:
     """The row of this machine, or that it is no Jetson. Reads files and asks dpkg; never raises on a poor machine."""
     if not tegra_release.is_file():
         return BoardFinding(f"no Jetson here ({platform.machine()})", "")
-    release = l4t_release(tegra_release.read_text(errors="replace"))
+    release = l4t_release(tegra_release.read_text(encoding="utf-8", errors="replace"))
     row = platform_of_l4t(release) if release else None
     installed = _installed_tensorrt()
     if row is None:

@@ -109,14 +109,14 @@ def monitor_of(api: ModuleType, progress: Progress) -> Any:
 def restart_peak_memory() -> None:
     """Set the peak back to what the process holds now (proc(5)); where the kernel forbids it, the peak is since the start."""
     try:
-        CLEAR_REFS.write_text("5")
+        CLEAR_REFS.write_text("5", encoding="utf-8")
     except PermissionError:
         return
 
 
 def peak_memory_bytes() -> int:
     """Most memory that this process held."""
-    for line in STATUS.read_text().splitlines():
+    for line in STATUS.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise AssertionError(f"{STATUS} without VmHWM")

@@ -83,7 +83,7 @@ class FreeMemory:
 
 def free_memory(meminfo: Path = Path("/proc/meminfo")) -> FreeMemory:
     """What the kernel says is left."""
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
     return FreeMemory(_bytes_of(lines, "MemAvailable"), _bytes_of(lines, "SwapFree"))
 
 

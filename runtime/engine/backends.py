@@ -60,13 +60,13 @@ def engine_identity(bundle: Path, backend: str) -> dict[str, str]:
         raise BundleError(f"{bundle}: no engines for this GPU. Build them here: drivekd export {bundle} --trt")
     digest = bundle / ENGINES_DIR / f"{MODULES[name]}sm{gpu.capability}" / RECORD_DIGEST_FILE
     version = importlib.import_module(name).__version__
-    return {"engine": f"{name} {version}", "device": device, "engines": digest.read_text().strip()}
+    return {"engine": f"{name} {version}", "device": device, "engines": digest.read_text(encoding="utf-8").strip()}
 
 
 def _processor() -> str:
     """The CPU with its instruction sets: kernels are chosen by them."""
     path = Path("/proc/cpuinfo")
-    first = path.read_text().split("\n\n")[0] if path.exists() else platform.processor()
+    first = path.read_text(encoding="utf-8").split("\n\n")[0] if path.exists() else platform.processor()
     facts = [line.partition(":") for line in first.splitlines()]
     return "; ".join([platform.machine(), *(value.strip() for key, _, value in facts if key.strip() in CPU_FACTS)])
 

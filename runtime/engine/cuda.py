@@ -67,7 +67,7 @@ def _driver(cuda: ctypes.CDLL) -> str:
     cuda.cuDriverGetVersion(ctypes.byref(number))
     version = f"CUDA {number.value // 1000}.{number.value % 1000 // 10}"
     try:
-        module = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", DRIVER_VERSION.read_text(errors="replace"))
+        module = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", DRIVER_VERSION.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return version
     return f"{module[1]}, {version}" if module else version

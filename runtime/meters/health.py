@@ -180,7 +180,7 @@ def _percentile_ms(counts: list[int], share: float) -> float:
 def memory_mb() -> Memory:
     """Of this process. Not getrusage where there is another way: a child's ru_maxrss starts at its parent's peak (Linux)."""
     if sys.platform == "linux":
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
         return Memory(_kib_mb(fields["VmRSS"]), _kib_mb(fields["VmHWM"]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return Memory(None, peak / 1e6)  # macOS counts bytes

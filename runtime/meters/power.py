@@ -208,7 +208,7 @@ def _number(file: Path) -> int | None:
 def _text(file: Path) -> str | None:
     """A kernel file's one line; None where there is none, or where it may not or cannot be read (a sensor that sleeps)."""
     try:
-        return file.read_text().strip()
+        return file.read_text(encoding="utf-8").strip()
     except OSError:
         return None
 

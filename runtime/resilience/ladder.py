@@ -206,7 +206,8 @@ class _Step:
             raise RunnerError(f"it looks at {', '.join(rung.cameras or ())}; this frame has {', '.join(images)}")
         limit = ask.max_new_tokens
         if rung.max_new_tokens is not None:
-            limit = min(rung.max_new_tokens, limit or session.manifest.generation.max_new_tokens)
+            wanted = session.manifest.generation.max_new_tokens if limit is None else limit
+            limit = min(rung.max_new_tokens, wanted)
         answers = session.answer_ask(kept, replace(ask, max_new_tokens=limit))
         self._backoff.succeeded()
         return answers

@@ -208,6 +208,25 @@ def catches_everything(kind: ast.expr | None) -> bool:
     return any(k is None or (isinstance(k, ast.Name) and k.id in ("Exception", "BaseException")) for k in kinds)
 
 
+def test_text_files_are_utf_8_whatever_the_locale() -> None:
+    wrong = [
+        f"{module.file}:{node.lineno}"
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and is_text_file(node) and "encoding" not in {keyword.arg for keyword in node.keywords}
+    ]
+    assert wrong == []
+
+
+def is_text_file(call: ast.Call) -> bool:
+    """Path.read_text, Path.write_text, and any `open` with a mode that is not binary, as a person would see it."""
+    if not isinstance(call.func, ast.Attribute):
+        return isinstance(call.func, ast.Name) and call.func.id == "open"
+    modes = [word.value for word in call.args if isinstance(word, ast.Constant)]
+    opens = call.func.attr == "open" and any(mode in ("r", "w", "a", "x", "r+", "w+", "a+") for mode in modes)
+    return (opens and ast.unparse(call.func) != "archive.open") or call.func.attr in ("read_text", "write_text")
+
+
 def test_no_file_is_named_after_nothing() -> None:
     wrong = [module.file for module in MODULES if FORBIDDEN_NAMES & set(module.path.stem.split("_"))]
     assert wrong == []

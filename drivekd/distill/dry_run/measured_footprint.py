@@ -56,7 +56,7 @@ def available_bytes(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
     sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
+    lines = dict(line.split(":", 1) for line in MEMINFO.read_text(encoding="utf-8").splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     return min(total_bytes(device) // sharing, resident_bytes() + free // sharing)
 

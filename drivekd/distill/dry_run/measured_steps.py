@@ -260,7 +260,7 @@ def existing_parent(path: Path) -> Path:
 
 def resident_bytes() -> int:
     """What this process holds in the host's memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

@@ -190,7 +190,7 @@ def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_state(directory: Path) -> TrainingState:
     path = directory / STATE_FILE
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
         state = TrainingState(**fields | {"validations": Validations(**fields["validations"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); remove {directory} to resume from the one before") from error

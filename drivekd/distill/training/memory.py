@@ -37,7 +37,7 @@ def total_bytes(device: torch.device) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
-    if CGROUP_LIMIT.is_file() and (text := CGROUP_LIMIT.read_text().strip()).isdigit():
+    if CGROUP_LIMIT.is_file() and (text := CGROUP_LIMIT.read_text(encoding="utf-8").strip()).isdigit():
         limits.append(int(text))
     return min(limits)
 

@@ -138,7 +138,7 @@ class RunFiles:
 def _best_step(best: Path) -> int | None:
     """The step that best/ is of; it arrived whole, or is not there."""
     path = best / BEST_FILE
-    return int(json.loads(path.read_text())["step"]) if path.is_file() else None
+    return int(json.loads(path.read_text(encoding="utf-8"))["step"]) if path.is_file() else None
 
 
 def _copy_best(best: Path, final: Path, validations: Validations) -> None:

@@ -97,6 +97,8 @@ def test_the_caller_s_token_limit_stays_a_limit(ladder: Ladder, trigger: Path) -
     trigger.write_text("raises")
     assert max(answer.tokens for answer in ladder.answer(frame(2)).values()) == 3
     assert {answer.tokens for answer in ladder.answer(frame(2), max_new_tokens=2).values()} == {2}
+    with pytest.raises(UsageError, match="max_new_tokens is 0"):
+        ladder.answer(frame(2), max_new_tokens=0)
 
 
 def test_callers_mistakes_are_no_reason_to_fall(ladder: Ladder) -> None:
