@@ -68,9 +68,10 @@ def test_one_export_reads_config_json_once(family_run: TinyRun, tmp_path: Path) 
     records = [record for record in json.loads((family_run.folder / "train.json").read_text()) if len(record["images"]) == 1]
     (tmp_path / "records.json").write_text(json.dumps(records))
     evaluation = f"evaluation={tmp_path / 'records.json'}"
+    student = Path(shutil.copytree(family_run.student, tmp_path / "student"))  # nobody has its digest yet
     with watched_opens() as opened:
-        bundle_from_checkpoint(family_run.student, tmp_path / "bundle", plan=plan_from_options("fp32", [evaluation, CONCAT]))
-    assert opened.count(family_run.student / "config.json") == 1 + 1  # and its bytes once, for the checkpoint's digest
+        bundle_from_checkpoint(student, tmp_path / "bundle", plan=plan_from_options("fp32", [evaluation, CONCAT]))
+    assert opened.count(student / "config.json") == 1 + 1  # and its bytes once, for the checkpoint's digest
 
 
 EXPORT_ELSEWHERE = """
