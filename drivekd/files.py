@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import secrets
 import shutil
 import time
@@ -106,11 +106,14 @@ def whole_file(path: Path, *, shared: bool = False, beside: Path | None = None) 
     names = [path.name] if beside is None else [beside.name, path.name]
     own = [secrets.token_hex(8)] if shared else []
     temporary = (beside or path).with_name(".".join(["", *names, *own, "tmp"]))
+    renamed = False
     try:
         yield temporary
         temporary.replace(path)
+        renamed = True
     finally:
-        temporary.unlink(missing_ok=True)
+        if not renamed:  # behind the rename this name may be the next writer's
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -120,9 +123,9 @@ def whole_directory(path: Path, *, needed_bytes: int = 0, error_type: type[Drive
     An existing `path` is replaced, and what a killed writer of it left is removed. Raises error_type when the disk has no room
     for needed_bytes, or is full before the block ends.
     """
-    path = path.absolute()
+    path = path.resolve()  # a link to a directory stays one
     path.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(path.parent, glob.escape(path.name))
+    _remove_dead_writers(path)
     _check_room(path, needed_bytes, error_type)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -153,6 +156,24 @@ def remove_leftovers(folder: Path, names: str = "*", *, age_s: float = 0) -> Non
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink()
+
+
+def _remove_dead_writers(path: Path) -> None:
+    """What whole_directory left of this path: `.b.123.tmp`, not its sibling's `.b.int8.123.tmp`; nothing of a live process."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.(\d+)(\.fp32)?\.tmp")
+    for leftover in path.parent.iterdir():
+        if (match := ours.fullmatch(leftover.name)) and not _is_alive(int(match[1])):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()  # this process has begun to write it just now, or has its predecessor's number
 
 
 def _sync_directory(directory: Path) -> None:
@@ -187,14 +208,14 @@ def refuse_non_empty(path: Path, advice: str) -> None:
         raise UsageError(f"{path} is not empty; {advice}")
 
 
-_known: dict[tuple[Path, int, int], str] = {}
+_known: dict[tuple[int, ...], str] = {}
 _SETTLED_NS = 2_000_000_000  # a file changed more recently may change again within one tick of the file system's clock
 
 
 def file_digest(path: Path) -> str:
-    """sha256 (hex) of a file, read once for each (path, size, time of change). Raises OSError."""
+    """sha256 (hex) of a file, read once for each file, size and time of change. Raises OSError."""
     status = path.stat()
-    key = (path, status.st_size, status.st_mtime_ns)
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key in _known:
         return _known[key]
     digest = hashlib.sha256()

@@ -78,7 +78,7 @@ class CheckpointFiles:
         tokenizer_config = self.json("tokenizer_config.json")
         return internvl_chat.qwen2_tokenizer(
             _read_json(self.path, "vocab.json"),
-            (self.path / "merges.txt").read_text(encoding="utf-8"),
+            _read_text(self.path / "merges.txt"),
             _required(tokenizer_config, "added_tokens_decoder", dict, self.path / "tokenizer_config.json"),
             str(self.path),
         )
@@ -210,11 +210,22 @@ def _read_json(directory: Path, name: str) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: {name} is missing; expected a checkpoint in the Hugging Face layout") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of a number with thousands of digits
         raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object")
     return value
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not text in UTF-8 ({error})") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _chat_template(checkpoint: Checkpoint) -> str:
@@ -223,7 +234,7 @@ def _chat_template(checkpoint: Checkpoint) -> str:
     if checkpoint.layout == INTERNVL_CHAT:
         return internvl_chat.CHAT_TEMPLATE  # the one in its tokenizer_config.json is the text model's: it takes no image
     if files.has("chat_template.jinja"):
-        return (files.path / "chat_template.jinja").read_text(encoding="utf-8")
+        return _read_text(files.path / "chat_template.jinja")
     if files.has("chat_template.json"):
         return _required(files.json("chat_template.json"), "chat_template", str, files.path / "chat_template.json")
     template = tokenizer_config.get("chat_template")

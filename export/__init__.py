@@ -11,10 +11,12 @@
 5. Parity. export/parity/measure.py::measure_parity: the graphs at work in the runtime against the reference -> rows;
    export/parity/table.py::parity_table: worst first. A row beyond its limit ends the export.
 6. Quantize, unless all stays fp32. export/quantize/calibration.py::calibrate: camera images -> ranges of activations;
-   export/quantize/convert.py::convert: an fp32 graph -> one in the plan's precision.
+   export/quantize/convert.py::convert: an fp32 graph -> one in the plan's precision. When it is asked for,
+   export/quantize/sensitivity.py::sensitivity says which layers lose most.
 7. Parity again, of what was converted, with limits of its precision.
 8. Bundle. runtime/parity/golden.py::record_golden: what a car's gate replays; export/exported.py::write_manifest: digests of
-   every file; runtime/check.py::check_bundle. Steps 1 to 8 are export/bundle.py::bundle_from_checkpoint, whole or not at all.
+   every file; with an evaluation set export/parity/accuracy.py::accuracy_rows, whose table joins the manifest;
+   runtime/check.py::check_bundle. Steps 1 to 8 are export/bundle.py::bundle_from_checkpoint, whole or not at all.
 9. Engines, on the car. export/trt/engines.py::engines_from_bundle: graphs -> engines/<target>/.
 
 Names that need torch are imported when they are asked for: `drivekd.export.trt.engines` runs on a car without torch.

@@ -39,6 +39,10 @@ data = typer.Typer(no_args_is_help=True, help="Make, convert and check records."
 app.add_typer(data, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")]
+ExportOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting: vision, decoder, block, exclude, calibration, evaluation ..."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
 PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
 Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
@@ -211,7 +215,7 @@ def export(
     source: Annotated[Path, typer.Argument(help="A checkpoint, run or adapter; or a bundle, to add engines, kit or signature.")],
     out: Annotated[Path | None, typer.Option("--out", help="The bundle to write.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 (default) | fp16 | int8 | int4 (vision then int8)")] = None,
-    overrides: Overrides = None,
+    overrides: ExportOverrides = None,
     trt: Annotated[bool, typer.Option("--trt", help="Build TensorRT engines for this device.")] = False,
     kit: Annotated[str | None, typer.Option(help="edgellm: what NVIDIA's TensorRT Edge-LLM needs.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="With --kit on a bundle: where it came from.")] = None,

@@ -13,7 +13,8 @@ B packs, S tokens, R rows and C columns of a map, N gradient rows (cross-entropy
 6. Coefficients. drivekd/distill/reconcile.py::Reconciler weighs the rows (drivekd/distill/weighting.py::Weighting.weights), and
    drivekd/distill/projection.py::project is AGP: Gram matrix [N, N] -> coefficients [N].
 7. One update. drivekd/distill/training/gradients.py::GradientRows.write_update: coefficients [N] @ rows -> every `.grad`, once;
-   then one AdamW step on fp32 masters. Steps 1 to 7 are put together by drivekd/distill/training/trainer.py::Trainer.step.
+   then one AdamW step on fp32 masters. Steps 2 to 7 are put together by drivekd/distill/training/trainer.py::Trainer.step;
+   drivekd/distill/training/train.py::train reads the records and has the loop.
 8. Checkpoint. drivekd/distill/training/run_files.py::RunFiles.checkpoint: weights, moments, position in the data; and at the
    end drivekd/distill/training/run_files.py::RunFiles.final, which an export starts from.
 

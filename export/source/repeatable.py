@@ -9,23 +9,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 EXPORT_THREADS = 4
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # torch's own choice on a CPU
 
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Within it, torch on the CPU computes what it would in a fresh process anywhere; afterwards its settings are as before."""
-    threads, precision, dtype = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    """Within it, torch on the CPU computes what it would in a fresh process anywhere; afterwards its settings are as before.
+
+    Those are threads, the precision of float32 products and convolutions, oneDNN, the kernels of attention, autocast and the
+    default type: all that was found to move a bit.
+    """
+    threads, dtype, mkldnn = torch.get_num_threads(), torch.get_default_dtype(), bool(torch.backends.mkldnn.enabled)
     torch.set_num_threads(EXPORT_THREADS)
-    torch.set_float32_matmul_precision("highest")  # lower ones let the CPU multiply in bfloat16
     torch.set_default_dtype(torch.float32)
+    oneDNN: Any = torch.backends.mkldnn
+    oneDNN.enabled = True
     try:
-        with torch.autocast("cpu", enabled=False):
+        with _whole_float32(), sdpa_kernel(ATTENTION), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_num_threads(threads)
-        torch.set_float32_matmul_precision(precision)
         torch.set_default_dtype(dtype)
+        oneDNN.enabled = mkldnn
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Other settings let the CPU multiply in bfloat16. Since 2.9 torch has one for each backend.
+
+    It then refuses to tell the old, common one when somebody has used both.
+    """
+    if not hasattr(torch.backends, "fp32_precision"):
+        old = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(old)
+        return
+    mkldnn: Any = torch.backends.mkldnn
+    backends = [mkldnn.matmul, mkldnn.conv]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

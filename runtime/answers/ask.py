@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,8 +47,8 @@ class Sampling:
             raise UsageError(f"temperature is {self.temperature}; expected 0 (the likeliest token) to 100")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}; expected above 0 and at most 1")
-        if self.seed < 0:
-            raise UsageError(f"seed is {self.seed}; expected 0 or more")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; expected a whole number, 0 or more")
 
 
 GREEDY = Sampling()
@@ -73,6 +74,20 @@ class Ask:
     structured: bool = False
     sampling: Sampling = GREEDY
     cancelled: Cancelled | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.capabilities, str):
+            raise UsageError(f"capabilities is {self.capabilities!r}; expected a list of names")
+        if self.capabilities is not None:
+            object.__setattr__(self, "capabilities", tuple(self.capabilities))  # of any kind; this one travels to another process
+        if self.deadline_ms is not None and math.isnan(self.deadline_ms):
+            raise UsageError("deadline_ms is NaN; expected milliseconds, or None for no deadline")
+        if self.deadline_ms == math.inf:
+            object.__setattr__(self, "deadline_ms", None)
+        if self.max_new_tokens is not None and not isinstance(self.max_new_tokens, int):
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number")
+        if self.question is not None and not _is_text(self.question):
+            raise UsageError(f"question is {self.question!r:.80}; expected text in Unicode, without halves of characters")
 
     def questions(self, prompts: Mapping[str, str], defaults: Mapping[str, object]) -> dict[str, str]:
         """What is asked, by capability: the bundle's templates with their variables filled in, or the literal question.
@@ -101,6 +116,14 @@ class Ask:
         if unknown := [name for name in names if name not in prompts]:
             raise UsageError(f"capability {unknown[0]!r} is unknown; this bundle has: {', '.join(prompts)}")
         return {name: fill_template(prompts[name], values) for name in names}
+
+
+def _is_text(value: object) -> bool:
+    """Text that UTF-8 can hold: no lone surrogate."""
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 class Answering(Protocol):

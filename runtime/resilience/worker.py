@@ -184,8 +184,8 @@ class WorkerSession(Answering):
             self._settle(caller)
             placed = self._images.write(images)
             self._frame += 1
-            self._unfinished = self._frame
             self._child.send(caller.request(self._frame, placed))
+            self._unfinished = self._frame  # not before: what cannot be sent is no frame that the child works on
             reply = self._receive(self._frame, caller)
         except ChildLostError as error:
             raise RunnerError(self._restart(f"the worker {error}")) from error
@@ -248,7 +248,7 @@ class WorkerSession(Answering):
         self._unfinished = 0  # a frame that the child may still work on
         self._failures = 0
         self._start_until_s = time.monotonic() + delay_s + self._settings.start_timeout_s
-        self._child = Child(Start(open_session, path, options, delay_s), self._images.descriptor)
+        self._child: Child = Child(Start(open_session, path, options, delay_s), self._images.descriptor)
 
     def _restart(self, reason: str) -> str:
         """Let another child take this one's place; what happened, for a message."""
@@ -303,8 +303,10 @@ class _Caller:
 
     def request(self, frame: int, images: list[PlacedImage]) -> Request:
         """For the child: what is left of the deadline; on_text and cancelled, which stay here, have their own ways there."""
-        ask = replace(self.ask, deadline_ms=self.clock.left_ms(), on_text=None, cancelled=None)
+        variables = {name: str(value) for name, value in (self.ask.variables or {}).items()}  # as templates show them
+        ask = replace(self.ask, variables=variables, deadline_ms=self.clock.left_ms(), on_text=None, cancelled=None)
         return Request(frame, images, ask, stream=self.ask.on_text is not None)
 
     def patience_s(self) -> float:
-        return max(self.hang_ms - self.clock.elapsed_ms(), 0.0) / 1000
+        """What is left until hang_ms, in seconds; at most an hour, since polling takes no more: then it is asked again."""
+        return min(max(self.hang_ms - self.clock.elapsed_ms(), 0.0) / 1000, 3600.0)

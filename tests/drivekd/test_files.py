@@ -80,10 +80,33 @@ def test_other_failures_keep_their_own_words(tmp_path: Path, error: Exception) -
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".final.999999.tmp").mkdir()
     (tmp_path / ".final-2.999999.tmp").mkdir()
-    (tmp_path / ".final.bundle.sig.tmp").touch()  # of a file that is written into it from beside it
+    (tmp_path / ".final.999999.fp32.tmp").mkdir()
+    others = [".final-2.999999.tmp", ".final.int8.999999.tmp", f".final.{os.getppid()}.tmp", ".final.json.tmp"]
+    for other in others[1:3]:
+        (tmp_path / other).mkdir()  # a sibling's, and a live process's
+    (tmp_path / others[3]).touch()  # of the file final.json: its next writer takes it
     with whole_directory(tmp_path / "final"):
         pass
-    assert names(tmp_path) == [".final-2.999999.tmp", "final"]
+    assert names(tmp_path) == sorted([*others, "final"])
+
+
+def test_two_writers_of_one_file_do_not_take_each_others_temporary(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with whole_file(path) as first:
+        first.write_text("first")
+        first.replace(path)  # another writer, of the same name, has begun and ended
+        first.write_text("second")
+    assert path.read_text() == "second"
+    assert names(tmp_path) == ["config.yaml"]
+
+
+def test_a_link_to_a_directory_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with whole_directory(tmp_path / "link") as temporary:
+        (temporary / "file").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "real") == ["file"]
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def scalar(number: float) -> ir.Value:
 
 
 def norm_graph() -> ir.Model:
-    """x / sqrt(mean(x²) + epsilon) * weight, into a MatMul, as lowering_norm.py writes it."""
+    """x / sqrt(mean(x²) + epsilon) * weight, into a MatMul, as export/lowering/norms.py writes it."""
     x = made.value("x", "rows", WIDTH)
     square = named("Pow", [x, scalar(2)], "squares")
     mean = named("ReduceMean", [square.outputs[0], made.weight("axes", np.asarray([-1], np.int64))], "variance", keepdims=1)

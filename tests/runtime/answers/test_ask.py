@@ -36,8 +36,9 @@ def test_every_field_of_an_ask_is_a_keyword_of_answer_with_the_same_default() ->
 
 def test_keywords_arrive_as_they_were_given() -> None:
     recorder = Recorder()
+    checked: dict[str, Any] = {"capabilities": ["planning"], "question": "Is it wet?", "deadline_ms": 20.0, "max_new_tokens": 3}
     for field in dataclasses.fields(Ask):
-        value: Any = object()
+        value: Any = checked.get(field.name, object())
         recorder.answer(IMAGES, **{field.name: value})
         assert recorder.asked == Ask(**{field.name: value})
     recorder.answer(IMAGES)
@@ -81,3 +82,23 @@ def test_questions_are_the_bundles_or_one_of_the_callers() -> None:
 def test_what_cannot_be_asked_is_said(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Ask(**asked).questions(PROMPTS, DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"capabilities": "planning"}, "expected a list of names"),
+        ({"deadline_ms": float("nan")}, "deadline_ms is NaN"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; expected a whole number"),
+        ({"question": 5}, "question is 5; expected text"),
+        ({"question": "half \ud83d of it"}, "without halves of characters"),
+    ],
+)
+def test_what_no_session_could_be_asked_is_refused_at_once(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Ask(**wrong)
+
+
+def test_any_collection_of_capabilities_travels_and_no_deadline_is_endless() -> None:
+    ask = Ask(capabilities={"planning": 1}.keys(), deadline_ms=float("inf"))
+    assert pickle.loads(pickle.dumps(ask)) == Ask(capabilities=("planning",))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_a_worker_answers_as_a_session_does(worker: WorkerSession, session: Sess
     assert health.rss_mb is not None
     assert own_mb is not None
     assert 20 < health.rss_mb < own_mb / 2, "the child's, which has no torch"
+
+
+def test_any_collections_and_an_endless_deadline_travel(worker: WorkerSession) -> None:
+    options: dict[str, Any] = {"capabilities": {"planning": 1}.keys(), "variables": MappingProxyType({}), "max_new_tokens": 1}
+    for deadline_ms in (float("inf"), 1e13):
+        assert list(worker.answer(frame(0), deadline_ms=deadline_ms, **options)) == ["planning"]
+    assert worker.health().restarts == 0
 
 
 def test_structured_and_sampled_answers_come_through(worker: WorkerSession, session: Session) -> None:

@@ -120,5 +120,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
-        sys.exit("usage: test_golden_curve.py --write")
+        sys.exit("usage: test_trainer_golden_curve.py --write")
     main()
