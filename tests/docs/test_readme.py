@@ -7,12 +7,14 @@ sourced ROS installation is parsed alone; the ROS packages themselves are built 
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +67,34 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_run: TinyRun) -> Pa
     return folder
 
 
-def test_commands(stand_ins: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In one process: twenty times torch's import would be most of the test."""
-    ran = [words for words in commands() if words[0] == "drivekd"]
+@pytest.fixture(scope="module")
+def ran(stand_ins: Path) -> list[tuple[str, object, str]]:
+    """Every command with its exit code and stderr, in README's order, as far as they succeed.
+
+    In one process: twenty times torch's import would be most of the test.
+    """
+    found: list[tuple[str, object, str]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(stand_ins)
+        for words in (words for words in commands() if words[0] == "drivekd"):
+            patch.setattr("sys.argv", words)
+            with redirect_stderr(io.StringIO()) as stderr, redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as done:
+                main()
+            found.append((shlex.join(words), done.value.code, stderr.getvalue()))
+            if done.value.code:
+                break
+    return found
+
+
+def test_commands(ran: list[tuple[str, object, str]]) -> None:
+    command, code, stderr = ran[-1]
+    assert code == 0, f"{command}\n{stderr}"
     assert len(ran) >= 15
-    monkeypatch.chdir(stand_ins)
-    for words in ran:
-        monkeypatch.setattr("sys.argv", words)
-        with pytest.raises(SystemExit) as done:
-            main()
-        assert done.value.code == 0, f"{shlex.join(words)}\n{capsys.readouterr().err}"
 
 
-def test_python(stand_ins: Path) -> None:
-    """Runs behind the commands, which make the bundle that it loads."""
-    assert (stand_ins / "bundle").is_dir(), "test_commands makes the bundle"
+def test_python(stand_ins: Path, ran: list[tuple[str, object, str]]) -> None:
+    """On the bundle that the commands have made."""
+    assert ran
     (snippet,) = blocks("python")
     done = subprocess.run([sys.executable, "-c", snippet], cwd=stand_ins, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -62,6 +62,7 @@ class Desk:
 
 
 def test_without_a_picture_there_is_an_error_and_no_answer(desk: Desk) -> None:
+    desk.probe.spin_for(1.2)  # older than max_frame_age_ms a picture is none
     status, result = desk.result(desk.send("What is ahead?"))
     assert status == ABORTED
     assert (result.finish_reason, result.valid) == ("error", False)

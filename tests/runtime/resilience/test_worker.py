@@ -98,9 +98,10 @@ def test_a_worker_answers_as_a_session_does(worker: WorkerSession, session: Sess
 
 def test_any_collections_and_an_endless_deadline_travel(worker: WorkerSession) -> None:
     options: dict[str, Any] = {"capabilities": {"planning": 1}.keys(), "variables": MappingProxyType({}), "max_new_tokens": 1}
+    before = worker.health().restarts
     for deadline_ms in (float("inf"), 1e13):
         assert list(worker.answer(frame(0), deadline_ms=deadline_ms, **options)) == ["planning"]
-    assert worker.health().restarts == 0
+    assert worker.health().restarts == before
 
 
 def test_structured_and_sampled_answers_come_through(worker: WorkerSession, session: Session) -> None:
