@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol
 
 from drivekd.errors import UsageError
@@ -47,7 +48,7 @@ class Sampling:
             raise UsageError(f"temperature is {self.temperature}; expected 0 (the likeliest token) to 100")
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p is {self.top_p}; expected above 0 and at most 1")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not isinstance(self.seed, Integral) or self.seed < 0:
             raise UsageError(f"seed is {self.seed}; expected a whole number, 0 or more")
 
 
@@ -84,7 +85,7 @@ class Ask:
             raise UsageError("deadline_ms is NaN; expected milliseconds, or None for no deadline")
         if self.deadline_ms == math.inf:
             object.__setattr__(self, "deadline_ms", None)
-        if self.max_new_tokens is not None and not isinstance(self.max_new_tokens, int):
+        if self.max_new_tokens is not None and not isinstance(self.max_new_tokens, Integral):
             raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number")
         if self.question is not None and not _is_text(self.question):
             raise UsageError(f"question is {self.question!r:.80}; expected text in Unicode, without halves of characters")
@@ -120,10 +121,7 @@ class Ask:
 
 def _is_text(value: object) -> bool:
     """Text that UTF-8 can hold: no lone surrogate."""
-    try:
-        return isinstance(value, str) and bool(value.encode() or True)
-    except UnicodeEncodeError:
-        return False
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 class Answering(Protocol):

@@ -102,3 +102,9 @@ def test_what_no_session_could_be_asked_is_refused_at_once(wrong: dict[str, Any]
 def test_any_collection_of_capabilities_travels_and_no_deadline_is_endless() -> None:
     ask = Ask(capabilities={"planning": 1}.keys(), deadline_ms=float("inf"))
     assert pickle.loads(pickle.dumps(ask)) == Ask(capabilities=("planning",))
+
+
+def test_numpys_whole_numbers_are_whole_numbers() -> None:
+    assert Ask(max_new_tokens=np.int64(3), sampling=Sampling(seed=np.int32(7))) == Ask(
+        max_new_tokens=3, sampling=Sampling(seed=7)
+    )
