@@ -25,18 +25,18 @@ def repeatable() -> Iterator[None]:
     Those are threads, the precision of float32 products and convolutions, oneDNN, the kernels of attention, autocast and the
     default type: all that was found to move a bit.
     """
-    threads, dtype, mkldnn = torch.get_num_threads(), torch.get_default_dtype(), bool(torch.backends.mkldnn.enabled)
+    onednn: Any = torch.backends.mkldnn
+    threads, dtype, enabled = torch.get_num_threads(), torch.get_default_dtype(), bool(onednn.enabled)
     torch.set_num_threads(EXPORT_THREADS)
     torch.set_default_dtype(torch.float32)
-    oneDNN: Any = torch.backends.mkldnn
-    oneDNN.enabled = True
+    onednn.enabled = True
     try:
         with _whole_float32(), sdpa_kernel(ATTENTION), torch.autocast("cpu", enabled=False):
             yield
     finally:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
-        oneDNN.enabled = mkldnn
+        onednn.enabled = enabled
 
 
 @contextmanager
