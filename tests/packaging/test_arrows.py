@@ -30,10 +30,11 @@ ARROWS = {
     "data": set(),
     "world": set(),
     "models": set(),
-    "distill": {"data", "models"},
+    "quantization": set(),
+    "distill": {"data", "models", "quantization"},
     "analyze": {"data", "models", "distill"},
     "evaluate": {"data", "models", "runtime"},  # it scores bundles as well as checkpoints
-    "export": {"data", "models", "distill", "evaluate", "runtime"},
+    "export": {"data", "models", "quantization", "distill", "evaluate", "runtime"},
     "demo": {"data", "world", "models", "distill", "evaluate", "export", "runtime"},
     "cli": {"data", "world", "distill", "analyze", "evaluate", "export", "runtime", "demo"},
 }
