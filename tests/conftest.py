@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 from kinds import kinds_of_all_tests, unwanted_kinds
-from tiny_run import FAMILIES, TinyRun, make_tokenizer, write_tiny_run
+from tiny_run import FAMILIES, KINDS, TinyRun, make_tokenizer, write_tiny_run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -99,6 +99,16 @@ def tiny_qwen_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.fixture(scope="session", params=FAMILIES)
 def family_run(request: pytest.FixtureRequest) -> TinyRun:
     """A run of each family."""
+    found = request.getfixturevalue("tiny_run" if request.param == "internvl" else "tiny_qwen_run")
+    assert isinstance(found, TinyRun)
+    return found
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Tokenizer) -> TinyRun:
+    """A run of each family, and of InternVL with a Llama."""
+    if request.param not in FAMILIES:
+        return write_tiny_run(tmp_path_factory.mktemp(f"tiny-{request.param}"), tiny_tokenizer, request.param)
     found = request.getfixturevalue("tiny_run" if request.param == "internvl" else "tiny_qwen_run")
     assert isinstance(found, TinyRun)
     return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -22,11 +23,13 @@ def run_decoder(
     None for causal attention; positions [A, B, S].
     """
     decoder: Any = language_model(model)
+    if mask is None:  # with none at all, transformers would guess one from the positions; of ones it makes none
+        mask = torch.ones_like(input_ids, dtype=torch.bool)  # [B, S]
     embeds = decoder.get_input_embeddings()(input_ids)  # [B, S, D]
     embeds = embeds.masked_scatter(vision_mask[..., None], features.to(embeds.dtype))
     hidden: Tensor = decoder(
         inputs_embeds=embeds,
-        attention_mask={"full_attention": mask},  # a mapping is taken as it is: no mask is guessed from the positions
+        attention_mask=mask,  # four axes are taken as they are
         position_ids=rotary_positions(model, positions),
         use_cache=False,
     ).last_hidden_state

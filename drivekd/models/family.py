@@ -24,6 +24,8 @@ from transformers.utils import logging as transformers_logging
 from drivekd.errors import CheckpointError
 from drivekd.hf_checkpoint import Checkpoint
 
+from .text_models import check_layers, check_text_model
+
 WEIGHTS_INDEX = "model.safetensors.index.json"
 Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
 
@@ -34,7 +36,8 @@ class Family:
 
     parts: part -> the modules that hold its weights, disjoint, all of them together (the head belongs to the language model, tied
     or not). towers: part -> the one module that is called. encode_images: pixel_values [N, *pixel_shape] -> [N, T, D],
-    differentiable. rotary_axes: A, the axes of a position. other_layouts: model_type of another layout of the same weights ->
+    differentiable. rotary_axes: A, the axes of a position. text_models: what text_config.model_type may be, the first where it
+    does not say. other_layouts: model_type of another layout of the same weights ->
     what reads them under this class's names.
     """
 
@@ -44,6 +47,7 @@ class Family:
     towers: Callable[[Any], dict[Part, nn.Module]]
     encode_images: Callable[[Any, Tensor], Tensor]
     rotary_axes: int
+    text_models: tuple[str, ...]
     other_layouts: Mapping[str, Callable[[Path], dict[str, Tensor]]] = field(default_factory=dict)
 
 
@@ -75,8 +79,14 @@ def load_weights(
 
 
 def model_config(checkpoint: Checkpoint, family: Family) -> Any:
-    """transformers' configuration of a checkpoint. It fills in what is left out, also within the dicts that it gets."""
-    return family.model_class.config_class(**copy.deepcopy(dict(checkpoint.config)))
+    """transformers' configuration of a checkpoint. It fills in what is left out, also within the dicts that it gets.
+
+    Raises CheckpointError on a text model that cannot be trained and exported, with the reason.
+    """
+    check_text_model(checkpoint, family.text_models)
+    config = family.model_class.config_class(**copy.deepcopy(dict(checkpoint.config)))
+    check_layers(checkpoint, config.text_config)
+    return config
 
 
 def _source(checkpoint: Checkpoint, family: Family) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 InternVLForConditionalGeneration
   model.vision_tower            InternViT: pixel_values [N, 3, S, S] -> [N, 1 + patches, Dv]
   model.multi_modal_projector   pixel shuffle, then MLP -> image_embeds [N, T, D]
-  model.language_model          Qwen2Model: embed_tokens, layers[0..L-1].self_attn, norm
+  model.language_model          Qwen2Model (or Llama's, Mistral's): embed_tokens, layers[0..L-1].self_attn, norm
   lm_head                       tied to embed_tokens in some sizes, a matrix of its own in others
 
 OpenGVLab's original layout (model_type internvl_chat) is read, too; what is saved is the -hf layout.
@@ -51,6 +51,7 @@ FAMILY = Family(
     towers=_towers,
     encode_images=_encode_images,
     rotary_axes=1,
+    text_models=("qwen2", "llama", "mistral"),
     other_layouts={INTERNVL_CHAT: hf_weights},
 )
 

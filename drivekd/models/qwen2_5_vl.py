@@ -67,6 +67,7 @@ FAMILY = Family(
     towers=_towers,
     encode_images=_encode_images,
     rotary_axes=3,
+    text_models=("qwen2_5_vl_text",),
 )
 
 

@@ -65,7 +65,10 @@ POSITION_STD = 0.7
 
 @dataclass(frozen=True)
 class TinySize:
-    """Widths and depths. image_size_px is InternVL's camera tile; patch_size_px divides it into an even number of patches."""
+    """Widths and depths. image_size_px is InternVL's camera tile; patch_size_px divides it into an even number of patches.
+
+    text_model: InternVL's, by transformers' model_type.
+    """
 
     vision_layers: int
     vision_width: int
@@ -75,6 +78,7 @@ class TinySize:
     image_size_px: int = 112
     patch_size_px: int = 14
     vocab_size: int = 1536
+    text_model: str = "qwen2"
 
     @property
     def tokens_per_image(self) -> int:
@@ -124,7 +128,7 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
             "initializer_range": INITIALIZER_RANGE,
         },
         text_config={
-            "model_type": "qwen2",
+            "model_type": size.text_model,
             "vocab_size": tokenizer.get_vocab_size(),
             "hidden_size": size.language_width,
             "num_hidden_layers": size.language_layers,
@@ -132,6 +136,7 @@ def tiny_config(size: TinySize, tokenizer: Tokenizer) -> InternVLConfig:
             "num_key_value_heads": size.attention_heads // 2,
             "intermediate_size": 4 * size.language_width,
             "max_position_embeddings": 1024,
+            "sliding_window": None,  # Mistral's would be 4096
             "rope_theta": 10_000.0,
             "initializer_range": INITIALIZER_RANGE,
             "tie_word_embeddings": True,

@@ -1,50 +1,24 @@
-"""What is exported, read and judged before the first graph is made: layers that no graph can hold are refused by name."""
+"""What is exported, read and judged before the first graph is made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from drivekd.errors import CheckpointError, ExportError
+from drivekd.errors import CheckpointError
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import ImageForm
-from drivekd.models import family_of, language_model
+from drivekd.models import family_of
 from drivekd.processor import Processor
 from drivekd.runtime.bundle.manifest import ModelInfo
 
 from .checkpoint import CheckpointSource, load_weights, locate_checkpoint, stated_license, weights_sha256
 from .prompts import PROMPTS_FILE, PromptSet, load_prompts
 from .quiet import quiet
-
-PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj"}
-# Their angles are one table over positions. "dynamic" stretches angles behind max_position_embeddings only, where no bundle goes.
-STATIC_ROPE = ("default", "linear", "dynamic", "yarn", "llama3")
-
-
-def check_decoder(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Refuse what DecoderGraph would export wrongly. Raises ExportError."""
-    decoder: Any = language_model(model)
-    types = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if types != {"full_attention"}:
-        raise ExportError(
-            f"{checkpoint}: the language model has layers of {', '.join(sorted(types))}; this version exports full_attention only"
-        )
-    rope_type = decoder.rotary_emb.rope_type
-    if rope_type not in STATIC_ROPE:
-        raise ExportError(
-            f"{checkpoint}: rotary positions of type {rope_type!r} change with the prompt; exported are {', '.join(STATIC_ROPE)}"
-        )
-    if unknown := {name for name, _ in decoder.layers[0].self_attn.named_children()} - PROJECTIONS:
-        raise ExportError(
-            f"{checkpoint}: attention of {decoder.config.model_type} has {', '.join(sorted(unknown))}, which this version cannot "
-            "export; expected the layers of Qwen2 or Llama"
-        )
-
 
 __all__ = ["Source", "load_source", "weights_sha256"]
 
@@ -69,8 +43,7 @@ class Source:
 def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
     """Read a checkpoint, a drivekd run or an adapter directory.
 
-    Raises CheckpointError: missing file, other family, weights that are not finite; ExportError: layers that no graph is made of;
-    UsageError: prompts.
+    Raises CheckpointError: missing file, other family or text model, weights that are not finite; UsageError: prompts.
     """
     found = locate_checkpoint(path)
     _check_layers(found.checkpoint)
@@ -81,7 +54,6 @@ def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
         processor.prompts.suffix(template)  # refuses chat markers
     with quiet():
         model = load_weights(found).eval()
-    check_decoder(found.checkpoint.path, model)
     _check_finite(path, model)
     info = _model_info(found, model)
     if processor.tokenizer.get_vocab_size() > info.vocab_size:

@@ -36,6 +36,7 @@ QUESTIONS = {
 }
 NUM_PICTURES = 6
 FAMILIES = ("internvl", "qwen2_5_vl")
+KINDS = (*FAMILIES, "llama")  # and InternVL with another text model than Qwen2
 
 SETTINGS: dict[str, Any] = {
     "seed": 3,
@@ -87,15 +88,17 @@ class TinyRun:
 
 
 def write_tiny_run(folder: Path, tokenizer: Tokenizer, family: str = "internvl") -> TinyRun:
-    """Fill a folder. tokenizer: make_tokenizer(family)."""
+    """Fill a folder. tokenizer: make_tokenizer(family). family: one of FAMILIES, or InternVL's text model."""
     from drivekd.models.tiny import TinySize, build_tiny, build_tiny_qwen, write_checkpoint
 
     run = TinyRun(folder)
-    student = TinySize(vision_layers=1, vision_width=32, language_layers=3, language_width=32, image_size_px=56)
-    teacher = TinySize(vision_layers=2, vision_width=48, language_layers=4, language_width=48, image_size_px=56)
+    form: Any = {"image_size_px": 56, "text_model": "qwen2" if family in FAMILIES else family}
+    student = TinySize(vision_layers=1, vision_width=32, language_layers=3, language_width=32, **form)
+    teacher = TinySize(vision_layers=2, vision_width=48, language_layers=4, language_width=48, **form)
     for seed, (checkpoint, size) in enumerate([(run.student, student), (run.teacher, teacher)]):
-        build = build_tiny if family == "internvl" else build_tiny_qwen
-        write_checkpoint(checkpoint, sharpened(build(size, tokenizer, seed=seed)), tokenizer, camera_size_px=QWEN_CAMERA_SIZE_PX)
+        build = build_tiny_qwen if family == "qwen2_5_vl" else build_tiny
+        model = sharpened(build(size, tokenizer, seed=seed), 3.0 if family in FAMILIES else 5.0)
+        write_checkpoint(checkpoint, model, tokenizer, camera_size_px=QWEN_CAMERA_SIZE_PX)
     records = _write_pictures(folder / "images")
     (folder / "train.json").write_text(json.dumps(records))
     asked = [{**record, "messages": record["messages"][:1]} for record in records]
@@ -107,16 +110,16 @@ def write_tiny_run(folder: Path, tokenizer: Tokenizer, family: str = "internvl")
 def make_tokenizer(family: str = "internvl") -> Tokenizer:
     from drivekd.models.tiny import QWEN_SPECIAL_TOKENS, SPECIAL_TOKENS, train_tokenizer
 
-    special_tokens = SPECIAL_TOKENS if family == "internvl" else QWEN_SPECIAL_TOKENS
+    special_tokens = QWEN_SPECIAL_TOKENS if family == "qwen2_5_vl" else SPECIAL_TOKENS
     words = [*QUESTIONS.values(), *(f"{letter}. {name}." for letter, name in zip("ABC", COLOURS, strict=True))]
     return train_tokenizer(words * 20, ["0.005", "CAM_FRONT"], 400, special_tokens=special_tokens)
 
 
-def sharpened(model: PreTrainedModel) -> PreTrainedModel:
-    """Freshly initialised attention is uniform to 1e-4, and every test on maps would be vacuous."""
+def sharpened(model: PreTrainedModel, factor: float = 3.0) -> PreTrainedModel:
+    """Freshly initialised attention is uniform to 1e-4, and every test on maps would be vacuous. Llama has no biases to help."""
     for layer in model.model.language_model.layers:
-        layer.self_attn.q_proj.weight.data.mul_(3.0)
-        layer.self_attn.k_proj.weight.data.mul_(3.0)
+        layer.self_attn.q_proj.weight.data.mul_(factor)
+        layer.self_attn.k_proj.weight.data.mul_(factor)
     return model
 
 

@@ -81,10 +81,10 @@ def test_packs_give_the_losses_and_gradients_of_single_questions(family_run: Tin
     assert_same_step(pair.gradients([packs], step=5), expected)
 
 
-def test_any_way_of_batching_gives_the_same_step(family_run: TinyRun) -> None:
+def test_any_way_of_batching_gives_the_same_step(kind_run: TinyRun) -> None:
     """The most obvious way, one question at a time, without padding and masks; against packs in batches of all sizes."""
-    pair = load_pair(family_run, "signals.mixing=released")
-    samples = frame_samples(family_run, (3, 5, 1), seed=1)
+    pair = load_pair(kind_run, "signals.mixing=released")
+    samples = frame_samples(kind_run, (3, 5, 1), seed=1)
     expected = pair.gradients([[pack] for pack in single_packs(samples)])
     whole = packs_of(pair, samples, 4096)
     assert [len(pack) for pack in whole] == [3, 5, 1]
@@ -118,8 +118,8 @@ def test_packs_without_any_answer_have_signals_alone(tiny_run: TinyRun, pair: Pa
 
 
 @pytest.fixture(scope="module")
-def family_pair(family_run: TinyRun) -> Pair:
-    return load_pair(family_run)
+def kind_pair(kind_run: TinyRun) -> Pair:
+    return load_pair(kind_run)
 
 
 def other_words(batch: Batch, question: int) -> Batch:
@@ -138,41 +138,41 @@ def seen(pair: Pair, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("question", [1, 3, 5])
-def test_a_question_changes_nothing_for_the_others(family_run: TinyRun, family_pair: Pair, question: int) -> None:
+def test_a_question_changes_nothing_for_the_others(kind_run: TinyRun, kind_pair: Pair, question: int) -> None:
     """Bit for bit: the same kernels on the same shapes, and what is masked has weight 0."""
-    batch = family_pair.collate(packs_of(family_pair, frame_samples(family_run, [5, 2]), 4096))
+    batch = kind_pair.collate(packs_of(kind_pair, frame_samples(kind_run, [5, 2]), 4096))
     changed = other_words(batch, question)
     mine = (batch.segment == question) & (torch.arange(len(batch.segment)) == 0)[:, None]
-    for before, after in zip(seen(family_pair, batch), seen(family_pair, changed), strict=True):
+    for before, after in zip(seen(kind_pair, batch), seen(kind_pair, changed), strict=True):
         assert torch.equal(before[~mine], after[~mine])
         assert not torch.equal(before[mine], after[mine])
 
 
-def test_a_map_is_zero_between_questions(family_run: TinyRun, family_pair: Pair) -> None:
-    batch = family_pair.collate(packs_of(family_pair, frame_samples(family_run, [5, 2]), 4096))
-    _, attention = seen(family_pair, batch)
+def test_a_map_is_zero_between_questions(kind_run: TinyRun, kind_pair: Pair) -> None:
+    batch = kind_pair.collate(packs_of(kind_pair, frame_samples(kind_run, [5, 2]), 4096))
+    _, attention = seen(kind_pair, batch)
     rows, columns = batch.segment[:, :, None], batch.segment[:, None]
     visible = ((rows == columns) | (columns == PREFIX)).tril()
     assert not bool(attention[~visible].any())
     assert bool((attention[visible & (rows > 0)] > 0).all())
 
 
-def test_the_order_of_questions_does_not_matter(family_run: TinyRun, family_pair: Pair) -> None:
-    samples = frame_samples(family_run, [5])
-    forwards, backwards = (family_pair.gradients([[tuple(order)]]) for order in (samples, samples[::-1]))
+def test_the_order_of_questions_does_not_matter(kind_run: TinyRun, kind_pair: Pair) -> None:
+    samples = frame_samples(kind_run, [5])
+    forwards, backwards = (kind_pair.gradients([[tuple(order)]]) for order in (samples, samples[::-1]))
     assert_same_step(backwards, forwards)
 
 
 def test_one_vision_pass_serves_all_questions_of_a_frame(
-    family_run: TinyRun, family_pair: Pair, monkeypatch: pytest.MonkeyPatch
+    kind_run: TinyRun, kind_pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded: list[int] = []
-    honest = family_pair.collate.pixel_values
+    honest = kind_pair.collate.pixel_values
 
     def counted(paths: Sequence[object], source: str) -> Tensor:
         encoded.append(len(paths))
         return honest(paths, source)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(family_pair.collate, "pixel_values", counted)
-    family_pair.features(family_pair.collate(packs_of(family_pair, frame_samples(family_run, [5, 4]), 4096)))
+    monkeypatch.setattr(kind_pair.collate, "pixel_values", counted)
+    kind_pair.features(kind_pair.collate(packs_of(kind_pair, frame_samples(kind_run, [5, 4]), 4096)))
     assert encoded == [3]  # frame 0 shows one picture, frame 1 two others

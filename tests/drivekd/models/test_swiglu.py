@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture
-def layers(family_run: TinyRun) -> nn.ModuleList:
-    decoder: Any = language_model(load_model(family_run.student))
+def layers(kind_run: TinyRun) -> nn.ModuleList:
+    decoder: Any = language_model(load_model(kind_run.student))
     return decoder.layers
 
 

@@ -33,8 +33,8 @@ Start = Callable[..., Trainer]
 
 
 @pytest.fixture
-def start(family_run: TinyRun) -> Start:
-    return partial(start_trainer, family_run)
+def start(kind_run: TinyRun) -> Start:
+    return partial(start_trainer, kind_run)
 
 
 def adapted(run: TinyRun, **settings: Any) -> Any:
@@ -71,8 +71,8 @@ def trained(trainer: Trainer, steps: int = 3) -> Trainer:
 # --- where adapters are ---------------------------------------------------------------------------------------------
 
 
-def test_only_the_named_layers_of_the_language_model_get_one(family_run: TinyRun) -> None:
-    model = adapted(family_run, targets=["q_proj", "down_proj"])
+def test_only_the_named_layers_of_the_language_model_get_one(kind_run: TinyRun) -> None:
+    model = adapted(kind_run, targets=["q_proj", "down_proj"])
     where = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     depth = num_layers(model)
     inside = {
@@ -105,13 +105,13 @@ def test_a_target_may_name_one_layer(tiny_run: TinyRun) -> None:
     assert sum("lora_A" in name for name, _ in model.named_parameters()) == 1
 
 
-def test_adapters_start_as_nothing_and_are_drawn_from_the_seed(start: Start, family_run: TinyRun) -> None:
+def test_adapters_start_as_nothing_and_are_drawn_from_the_seed(start: Start, kind_run: TinyRun) -> None:
     torch.manual_seed(0)
     expected_draw = torch.rand(3)
     torch.manual_seed(0)
     first, same, other = start(*LORA), start(*LORA), start(*LORA, "seed=4")
     assert torch.equal(torch.rand(3), expected_draw)  # nobody else's random numbers were used up
-    plain = load_model(family_run.student, attention=CAPTURE_ATTENTION)
+    plain = load_model(kind_run.student, attention=CAPTURE_ATTENTION)
     assert torch.equal(logits(first.student, first), logits(plain, first))
     values = [torch.cat([p.detach().flatten() for p in trainer.names]) for trainer in (first, same, other)]
     assert torch.equal(values[0], values[1])
@@ -121,20 +121,20 @@ def test_adapters_start_as_nothing_and_are_drawn_from_the_seed(start: Start, fam
 # --- what they change -----------------------------------------------------------------------------------------------
 
 
-def test_distilling_adapters_lowers_the_losses_and_leaves_the_base(start: Start, family_run: TinyRun) -> None:
+def test_distilling_adapters_lowers_the_losses_and_leaves_the_base(start: Start, kind_run: TinyRun) -> None:
     weights = [f"signals.{name}.weight=1" for name in ("perception", "reasoning", "planning")]
     trainer = start(*LORA, *weights, "training.batch_size=18", "optimizer.learning_rate=1e-2")
     first = trainer.step()["loss"]
     last = trained(trainer, 12).step()["loss"]
     for name in ("ce", "reasoning"):
         assert last[name] < 0.9 * first[name], name
-    base = dict(load_model(family_run.student).named_parameters())
+    base = dict(load_model(kind_run.student).named_parameters())
     frozen = {n.replace(".base_layer", ""): p for n, p in trainer.student.named_parameters() if ".lora_" not in n}
     assert frozen.keys() == base.keys()
     assert all(torch.equal(frozen[name], base[name]) for name in base)
 
 
-def test_captured_attention_is_the_adapted_one(family_run: TinyRun, start: Start) -> None:
+def test_captured_attention_is_the_adapted_one(kind_run: TinyRun, start: Start) -> None:
     """Perception's signal is layer 0's q and k alone: its gradient must reach their adapters and no others."""
     trainer = start(*LORA, "student.lora.targets=[q_proj, k_proj]")
     batch = trainer.collate([(sample,) for sample in trainer.samples.labelled[:2]])
@@ -151,9 +151,9 @@ def _size() -> Any:
     return StepSize(0, 2, 2)
 
 
-def test_adapters_change_the_captured_map(family_run: TinyRun) -> None:
+def test_adapters_change_the_captured_map(kind_run: TinyRun) -> None:
     maps = []
-    for model in (load_model(family_run.student, attention=CAPTURE_ATTENTION), adapted(family_run)):
+    for model in (load_model(kind_run.student, attention=CAPTURE_ATTENTION), adapted(kind_run)):
         decoder: Any = language_model(model)
         embeds = torch.randn(1, 7, decoder.config.hidden_size, generator=torch.Generator().manual_seed(0))
         with torch.no_grad(), capture(decoder.layers, {0: MapRequest()}) as captured:
@@ -246,12 +246,12 @@ def lora_overrides() -> tuple[str, ...]:
 
 
 def test_final_is_merged_and_its_adapter_says_the_same(
-    family_run: TinyRun, lora_overrides: tuple[str, ...], tmp_path: Path
+    kind_run: TinyRun, lora_overrides: tuple[str, ...], tmp_path: Path
 ) -> None:
-    summary = train(family_run.config(*lora_overrides), tmp_path / "run")
-    trainer = start_trainer(family_run, *lora_overrides)
+    summary = train(kind_run.config(*lora_overrides), tmp_path / "run")
+    trainer = start_trainer(kind_run, *lora_overrides)
     merged = load_model(summary.final)
-    base = load_model(family_run.student)
+    base = load_model(kind_run.student)
     expected = logits(merged, trainer)
     assert float((expected - logits(base, trainer)).abs().max()) > 1e-2  # it learnt something
     adapted = PeftModel.from_pretrained(base, str(summary.final / "adapter")).eval()
