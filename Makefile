@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Spinning OpenMP threads starve every other process of a small shared machine (measured: training 5x slower beside one).
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo unit test check format clean
+.PHONY: setup demo unit test real-weights check format clean
 
 setup: $(VENV)/.installed
 
@@ -19,10 +19,14 @@ demo: setup
 	$(BIN)/drivekd demo --out out/demo
 
 unit: setup
-	$(BIN)/python -m pytest -m "not numerics and not e2e and not ros and not slow and not gpu and not trt"
+	$(BIN)/python -m pytest -m "not numerics and not e2e and not ros and not real and not slow and not gpu and not trt"
 
 test: check
 	$(BIN)/python -m pytest -m "not slow and not gpu and not trt"
+
+# A pretrained language model in a checkpoint (93 MB are fetched): what tests marked `real` use.
+real-weights: setup
+	$(BIN)/python -m benchmarks.export.real_weights --work out/real-weights
 
 check: setup
 	$(BIN)/ruff format --check .

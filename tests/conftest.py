@@ -18,7 +18,7 @@ from tiny_run import FAMILIES, KINDS, TinyRun, make_tokenizer, write_tiny_run
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-pytest_plugins = ["export_fixtures", "command_fixtures"]
+pytest_plugins = ["export_fixtures", "command_fixtures", "real_fixtures"]
 
 # The same examples every time, and no verdict by the clock: a loaded machine is no failure (--hypothesis-profile=default: search)
 hypothesis.settings.register_profile(

@@ -33,7 +33,7 @@ def test_kinds_are_those_of_pytestmark() -> None:
     """As Python reads them, in every file; whatever is marked test by test is not told by the file."""
     found = {path: kinds_of_all_tests(path.read_text()) for path in FILES}
     assert found == {path: marks(path) for path in FILES}
-    assert set().union(*found.values()) >= {"numerics", "e2e", "ros", "slow"}
+    assert set().union(*found.values()) >= {"numerics", "e2e", "real", "ros", "slow"}
 
 
 def marks(path: Path) -> set[str]:

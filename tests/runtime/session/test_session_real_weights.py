@@ -1,0 +1,62 @@
+"""A session on pretrained weights: 30 layers, 49,152 words, activations that random weights do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from drivekd.images import RGBImage
+from drivekd.runtime import Session
+from drivekd.runtime.answers.schemas import valid_answer
+
+pytestmark = [pytest.mark.numerics, pytest.mark.real]
+
+WORDS = 10  # of an answer
+
+
+@pytest.fixture
+def session(real_session: Session) -> Session:
+    real_session.model.prefix.forget()
+    return real_session
+
+
+def texts(session: Session, images: Mapping[str, RGBImage], **options: object) -> dict[str, tuple[str, float | None]]:
+    """What is said, and how likely it was, to the bit."""
+    answers = session.answer(images, max_new_tokens=WORDS, **options)  # type: ignore[arg-type]
+    return {name: (answer.text, answer.mean_logprob) for name, answer in answers.items()}
+
+
+def test_a_kept_prefix_gives_what_reading_anew_gives(session: Session, images: dict[str, RGBImage]) -> None:
+    first = texts(session, images)
+    later = images | {"CAM_BACK": np.roll(images["CAM_BACK"], 9, axis=1) ^ 77}
+    kept = texts(session, later)
+    assert session.counts["images_encoded"] == 1
+    session.model.prefix.forget()
+    assert texts(session, later) == kept
+    assert session.counts["images_encoded"] == 2
+    assert kept != first
+    assert all(len(text.split()) > 3 for text, _ in kept.values())
+
+
+def test_three_at_once_say_what_each_says_alone(session: Session, images: dict[str, RGBImage]) -> None:
+    together = session.answer(images, max_new_tokens=WORDS)
+    for name, answer in together.items():
+        alone = session.answer(images, capabilities=[name], max_new_tokens=WORDS)[name]
+        assert alone.text == answer.text
+        assert alone.mean_logprob == pytest.approx(answer.mean_logprob, abs=1e-4)  # another batch, another order of sums
+
+
+def test_pieces_are_the_text(session: Session, images: dict[str, RGBImage]) -> None:
+    pieces: dict[str, list[str]] = {name: [] for name in session.capabilities}
+    answers = session.answer(images, max_new_tokens=WORDS, on_text=lambda name, piece: pieces[name].append(piece))
+    assert {name: "".join(found) for name, found in pieces.items()} == {name: answer.text for name, answer in answers.items()}
+    assert all(len(found) > WORDS // 2 for found in pieces.values())
+
+
+def test_structured_answers_fit_and_force_tokens(session: Session, images: dict[str, RGBImage]) -> None:
+    answers = session.answer(images, max_new_tokens=48, structured=True)
+    for name, answer in answers.items():
+        assert valid_answer(session.schemas[name], answer.structured) is None
+    assert session.counts["tokens_forced"] > 20, "keys and the rest of names"
