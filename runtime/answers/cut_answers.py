@@ -2,7 +2,7 @@
 
 A string, a number or a name that was cut might have become another one, so it is null. An array keeps the items it has, the last
 one perhaps with null in it; an array of which nothing is known is null, not empty. What was not reached is null, and `complete`
-is false.
+is false. An item that comes again in a set is left out: a model that goes round in circles says nothing new.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from drivekd.errors import RunnerError
 
 from .answer import FinishReason
-from .schemas import COMPLETE, Schema, kind, valid_answer
+from .schemas import COMPLETE, Schema, kind, valid_answer, without_repeats
 
 CLOSERS = {"{": "}", "[": "]"}
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]:,]|[^\s{}\[\]:,"]+', re.DOTALL)
@@ -31,9 +31,9 @@ def structured_answer(schema: Schema, text: str, finish_reason: FinishReason) ->
     if finish_reason == "stop" and not complete:
         fault = valid_answer(schema, _parsed(text))
         raise RunnerError(f"a structured answer ended that does not fit its schema ({fault}): {text!r:.200}")
-    if complete:
+    if complete and answer == _parsed(text):
         return text, answer, True  # what was streamed
-    return json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False), answer, False
+    return json.dumps(answer, separators=(",", ":"), ensure_ascii=False, allow_nan=False), answer, complete
 
 
 def close_answer(schema: Schema, text: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def close_answer(schema: Schema, text: str) -> dict[str, Any]:
 
     text: compact JSON, cut anywhere; of a text that is something else nothing is kept.
     """
-    answer = _parsed(text)
+    answer = without_repeats(schema, _parsed(text))
     if isinstance(answer, dict) and valid_answer(schema, answer) is None:
         return answer
     closed, num_open = _closed(text)
@@ -106,5 +106,6 @@ def _filled_array(schema: Schema, value: list[Any], num_open: int) -> list[Any] 
     items = [_filled(schema["items"], item, num_open - 1 if index == len(value) - 1 else 0) for index, item in enumerate(value)]
     if num_open > 0:
         items = [item for item in items if item is not None]
+    items = without_repeats(schema, items)
     fits = valid_answer(schema, items) is None
     return items if fits and (items or num_open <= 0) else None

@@ -1,14 +1,16 @@
 """Which tokens may come next, so that an answer fits its schema whatever the model wants to say.
 
 llguidance compiles a schema for the bundle's own tokenizer. It allows compact JSON alone: whitespace carries nothing and costs
-steps. Where the schema leaves one continuation only (keys, the rest of a name), it gives the tokens at once.
+steps. Where the schema leaves one continuation only (keys, the rest of a name), it gives the tokens at once. It knows no
+uniqueItems: the orders of a set of words are written out; objects that come again are left out behind it (cut_answers).
 
 V vocabulary of the model, which may be larger than the tokenizer's
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from drivekd.errors import RunnerError, UsageError
 
-from .schemas import COMPLETE, Schema
+from .schemas import COMPLETE, Schema, nullable, with_cameras
 
 if TYPE_CHECKING:  # it is in llguidance's stubs only
     from llguidance._lib import JsonCompileOptions
@@ -37,30 +39,33 @@ class Grammars:
         self._end_of_turn_id = end_of_turn_id
         self._schemas = schemas
         self._tokenizer: LLTokenizer | None = None
-        self._compiled: dict[str, LLMatcher] = {}
+        self._compiled: dict[tuple[str, tuple[str, ...]], tuple[Schema, LLMatcher]] = {}
 
     def warm_up(self) -> None:
         """Compile all. Raises RunnerError."""
         for capability in self._schemas:
             self.constraint(capability)
 
-    def constraint(self, capability: str) -> Constraint:
-        """A constraint at the start of an answer.
+    def constraint(self, capability: str, cameras: Sequence[str] = ()) -> Constraint:
+        """A constraint at the start of an answer about a frame of these cameras.
 
         Raises UsageError when the bundle has no schema for it, RunnerError when its grammar cannot be compiled.
         """
         if capability not in self._schemas:
             known = ", ".join(self._schemas) or "none"
             raise UsageError(f"capability {capability!r} has no schema in this bundle for a structured answer; it has: {known}")
-        if capability not in self._compiled:
-            self._compiled[capability] = self._compile(capability)
-        return Constraint(self._compiled[capability].deep_copy(), self._vocab_size)
+        schema = with_cameras(self._schemas[capability], cameras)
+        key = (capability, () if schema == self._schemas[capability] else tuple(cameras))
+        if key not in self._compiled:
+            self._compiled[key] = schema, self._compile(capability, schema)
+        schema, matcher = self._compiled[key]
+        return Constraint(matcher.deep_copy(), self._vocab_size, schema)
 
-    def _compile(self, capability: str) -> LLMatcher:
+    def _compile(self, capability: str, schema: Schema) -> LLMatcher:
         if self._tokenizer is None:
             self._tokenizer = self._read_tokenizer()
         limits = LLParserLimits(verbose_errors=False)  # an error names the token, not the whole answer
-        matcher = LLMatcher(self._tokenizer, _grammar(self._schemas[capability]), log_level=0, limits=limits)
+        matcher = LLMatcher(self._tokenizer, _grammar(schema), log_level=0, limits=limits)
         if matcher.is_error():
             raise RunnerError(f"the grammar of {capability} cannot be compiled: {matcher.get_error()}")
         return matcher
@@ -78,9 +83,10 @@ class Grammars:
 
 
 class Constraint:
-    """The grammar's side of one answer. Every token, forced or chosen, is accepted once, in order."""
+    """The grammar's side of one answer. Every token, forced or chosen, is accepted once, in order. schema: what it holds to."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
+    def __init__(self, matcher: LLMatcher, vocab_size: int, schema: Schema) -> None:
+        self.schema = schema
         self._matcher = matcher
         words = -(-vocab_size // WORD_BITS)
         self._bits = np.zeros(words, np.int32)
@@ -124,5 +130,27 @@ class Constraint:
 
 def _grammar(schema: Schema) -> str:
     """`complete` can only be true: whoever gets to write it has come to the end."""
-    properties = {**schema["properties"], COMPLETE: {"const": True}}
+    properties = {**_written_out(schema)["properties"], COMPLETE: {"const": True}}
     return LLMatcher.grammar_from_json_schema({**schema, "properties": properties}, overrides=COMPACT)
+
+
+def _written_out(schema: Schema) -> Schema:
+    """The same in words that llguidance knows."""
+    known = {key: value for key, value in schema.items() if key not in ("uniqueItems", "format")}
+    if "properties" in schema:
+        return {**known, "properties": {name: _written_out(part) for name, part in schema["properties"].items()}}
+    if "items" not in schema:
+        return known
+    if schema.get("uniqueItems") and "enum" in schema["items"]:
+        sets = list(_sets(schema["items"]["enum"], schema.get("minItems", 0), schema["maxItems"]))
+        return {"anyOf": [{"type": "null"}, *sets] if nullable(schema) else sets}
+    return {**known, "items": _written_out(schema["items"])}
+
+
+def _sets(words: Sequence[str], low: int, high: int) -> Iterator[Schema]:
+    """Of each length, every beginning without a repeat, before a last word that is none of it."""
+    for length in range(low, high + 1):
+        for first in permutations(words, max(0, length - 1)):
+            last = [{"enum": [word for word in words if word not in first]}] if length else []
+            items = [*({"const": word} for word in first), *last]
+            yield {"type": "array", "prefixItems": items, "items": False, "minItems": length, "maxItems": length}

@@ -3,8 +3,8 @@
 A schema is a small subset of JSON Schema, so that an answer has an end and can be closed at any moment:
 
     object           every property required, in this order, no other ones
-    array            maxItems, perhaps minItems
-    string           maxLength, or an enum of strings
+    array            maxItems, perhaps minItems; uniqueItems: a set, of an enum or of objects
+    string           maxLength, or an enum of strings; "format": "camera" is the name of one of the frame's cameras
     integer          minimum and maximum
     number           these and multipleOf, a power of ten: or its digits would have no end
     boolean
@@ -31,6 +31,8 @@ Schema: TypeAlias = dict[str, Any]
 MAX_ITEMS, MAX_LENGTH, MAX_DEPTH = 100, 1000, 8
 STEPS = {1 / 10**digits: digits for digits in range(1, 7)}  # multipleOf: decimals
 MAX_PX = 9999  # no camera of a car has more columns
+MAX_ORDERS = 1000  # of the items of a set before its last: a grammar writes them all out (ten actions, three of them: 101; 7 ms)
+CAMERA = "camera"
 
 CATEGORIES = (
     *("car", "van", "truck", "bus", "trailer", "motorcycle", "bicycle", "pedestrian", "animal"),
@@ -43,8 +45,8 @@ ACTIONS = (
 
 _KEYWORDS = {
     "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "minItems", "maxItems"},
-    "string": {"maxLength"},
+    "array": {"items", "minItems", "maxItems", "uniqueItems"},
+    "string": {"maxLength", "format"},
     "integer": {"minimum", "maximum"},
     "number": {"minimum", "maximum", "multipleOf"},
     "boolean": set[str](),
@@ -61,19 +63,19 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def default_schemas(cameras: Sequence[str]) -> dict[str, Schema]:
-    """The schemas of the three capabilities. cameras: the bundle's, () = any name.
+    """The schemas of the three capabilities. cameras: the bundle's, () = those that a frame has.
 
     perception: objects with camera, position [x, y] in px of that camera's picture, category and status. reasoning: objects with
     state and effect on the ego vehicle, the most important first. planning: actions (a set; most urgent first), reason, and the
-    probability, 0 to 1, that they are right, as the model says it (not calibrated).
+    probability, 0 to 1, that they are right, as the model says it (not calibrated). No object and no action comes twice.
     """
-    camera = _choice(cameras) if cameras else _text(40)
+    camera = _choice(cameras) if cameras else {**_text(40), "format": CAMERA}
     seen = {"camera": camera, "position": _position(), "category": _choice(CATEGORIES), "status": _text(40)}
     thought = {"object": _text(60), "state": _text(60), "effect": _text(120)}
-    planned = {"actions": _list(_choice(ACTIONS, nullable=False), 3, at_least=1), "reason": _text(120), "probability": _share()}
+    planned = {"actions": _set(_choice(ACTIONS, nullable=False), 3, at_least=1), "reason": _text(120), "probability": _share()}
     return {
-        "perception": _answer({"objects": _list(_object(seen), 8)}),
-        "reasoning": _answer({"objects": _list(_object(thought), 4)}),
+        "perception": _answer({"objects": _set(_object(seen), 8)}),
+        "reasoning": _answer({"objects": _set(_object(thought), 4)}),
         "planning": _answer(planned),
     }
 
@@ -100,6 +102,35 @@ def schemas_from_bytes(data: bytes, source: str) -> dict[str, Schema]:
 def valid_answer(schema: Schema, value: object) -> str | None:
     """The first fault of an answer against its schema, naming its place; None when there is none."""
     return next(_faults(schema, value, "answer"), None)
+
+
+def with_cameras(schema: Schema, cameras: Sequence[str]) -> Schema:
+    """The schema about a frame of these cameras; () = not known yet, any name."""
+    if not cameras:
+        return schema
+    if schema.get("format") == CAMERA:
+        return _choice(cameras, nullable=nullable(schema))
+    if "items" in schema:
+        return {**schema, "items": with_cameras(schema["items"], cameras)}
+    if "properties" in schema:
+        return {**schema, "properties": {name: with_cameras(part, cameras) for name, part in schema["properties"].items()}}
+    return schema
+
+
+def without_repeats(schema: Schema, value: Any) -> Any:
+    """`value` without the items of a set that an earlier one says as well. What does not fit its schema is left as it is."""
+    name = kind(schema)
+    if name == "object" and isinstance(value, dict):
+        parts = schema["properties"]
+        return {key: without_repeats(parts[key], item) if key in parts else item for key, item in value.items()}
+    if name == "array" and isinstance(value, list):
+        items = [without_repeats(schema["items"], item) for item in value]
+        return [item for index, item in enumerate(items) if not _repeats(schema, items, index)]
+    return value
+
+
+def _repeats(schema: Schema, items: Sequence[object], index: int) -> bool:
+    return bool(schema.get("uniqueItems")) and items[index] in items[:index]
 
 
 def kind(schema: Schema) -> str:
@@ -149,6 +180,8 @@ def _array_faults(schema: Schema, value: list[object], place: str) -> Iterator[s
         yield f"{place}: {len(value)} items, allowed are {schema.get('minItems', 0)} to {schema['maxItems']}"
     for index, item in enumerate(value):
         yield from _faults(schema["items"], item, f"{place}[{index}]")
+        if _repeats(schema, value, index):
+            yield f"{place}[{index}]: {item!r:.80} is in the set already"
 
 
 def _number_faults(schema: Schema, value: Any, place: str) -> Iterator[str]:
@@ -203,14 +236,37 @@ def _keyword_faults(name: str, schema: Schema, place: str, depth: int) -> Iterat
         if not _ordered(schema.get("minItems", 0), schema.get("maxItems"), MAX_ITEMS):
             yield f"{place}: expected 0 <= minItems <= maxItems <= {MAX_ITEMS}"
         yield from _part_faults(schema.get("items"), f"{place}[]", depth + 1, may_be_null=False)
+        if "uniqueItems" in schema:
+            yield from _set_faults(schema, place)
     elif name == "string" and not _ordered(0, schema.get("maxLength"), MAX_LENGTH):
         yield f"{place}: expected a maxLength of at most {MAX_LENGTH}"
+    elif name == "string" and schema.get("format", CAMERA) != CAMERA:
+        yield f"{place}: format {schema['format']!r:.80} is not understood; known is {CAMERA!r}"
     elif name in ("integer", "number") and not _bounded(schema.get("minimum"), schema.get("maximum"), name):
         yield f"{place}: expected {name}s as minimum and maximum"
     elif name == "number" and schema.get("multipleOf") not in STEPS:
         yield f"{place}: expected a multipleOf of {', '.join(map(str, STEPS))}"
     elif name == "enum" and not _words(schema["enum"]):
         yield f"{place}: expected an enum of different strings, and perhaps null"
+
+
+def _set_faults(schema: Schema, place: str) -> Iterator[str]:
+    items, low, high = schema.get("items"), schema.get("minItems", 0), schema.get("maxItems")
+    if schema["uniqueItems"] is not True:
+        yield f"{place}: uniqueItems must be true, or left out"
+    elif type(items) is not dict or type(low) is not int or type(high) is not int:
+        return  # said already
+    elif type(items.get("enum")) is list:
+        words = len(items["enum"])
+        if high > words or num_orders(words, low, high) > MAX_ORDERS:
+            yield f"{place}: uniqueItems of {high} in {words}: expected no more than there are, and at most {MAX_ORDERS} orders"
+    elif items.get("type") != "object" or low > 1:
+        yield f"{place}: uniqueItems are of an enum, or of objects with minItems of at most 1"
+
+
+def num_orders(words: int, low: int, high: int) -> int:
+    """In how many ways a set of low to high of so many words can begin, up to its last word."""
+    return sum(math.perm(words, max(0, length - 1)) for length in range(low, high + 1))
 
 
 def _ordered(low: object, high: object, limit: int) -> bool:
@@ -239,6 +295,10 @@ def _object(properties: dict[str, Schema]) -> Schema:
 
 def _list(items: Schema, at_most: int, *, at_least: int = 0) -> Schema:
     return {"type": ["array", "null"], "items": items, "minItems": at_least, "maxItems": at_most}
+
+
+def _set(items: Schema, at_most: int, *, at_least: int = 0) -> Schema:
+    return {**_list(items, at_most, at_least=at_least), "uniqueItems": True}
 
 
 def _position() -> Schema:

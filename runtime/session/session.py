@@ -107,7 +107,7 @@ class Session(Answering):
         self.timings_ms, self.counts = {}, {}
         questions = ask.questions(self.manifest.prompts, self.variables)
         limit = self.manifest.generation.max_new_tokens if ask.max_new_tokens is None else ask.max_new_tokens
-        branches = [opened(self._grammars.constraint(name) if ask.structured else None) for name in questions]
+        branches = [opened(self._grammars.constraint(name, tuple(images)) if ask.structured else None) for name in questions]
         ids = {
             name: [*self.model.prompts.suffix(text), *state.tokens]
             for (name, text), state in zip(questions.items(), branches, strict=True)
@@ -159,7 +159,7 @@ class Session(Answering):
         assert reason is not None
         structured, complete = None, reason == "stop"
         if state.constraint is not None:
-            text, structured, complete = structured_answer(self.schemas[capability], text, reason)
+            text, structured, complete = structured_answer(state.constraint.schema, text, reason)
         mean_logprob = float(np.mean(state.logprobs)) if state.logprobs else 0.0
         calibration = self._calibration.get(capability) if state.logprobs else None
         confidence = None if calibration is None else calibration.confidence(mean_logprob)

@@ -46,7 +46,9 @@ def _not_null(schema: Schema) -> st.SearchStrategy[Any]:
     if name == "object":
         return _objects({key: _values(part) for key, part in schema["properties"].items()})
     if name == "array":
-        return st.lists(_values(schema["items"]), min_size=schema.get("minItems", 0), max_size=schema["maxItems"])
+        alike = repr if schema.get("uniqueItems") else None
+        items = _values(schema["items"])
+        return st.lists(items, min_size=schema.get("minItems", 0), max_size=schema["maxItems"], unique_by=alike)
     if name == "string":
         return st.text(max_size=schema["maxLength"])
     if name == "integer":

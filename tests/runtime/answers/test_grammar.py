@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +106,9 @@ def test_an_answer_can_be_said(grammars: Grammars, tokenizer: Tokenizer, capabil
         "{ ",
         '{"actions":[]',
         '{"actions":["f',
+        '{"actions":["stop","st',
+        '{"actions":["stop","yield","y',
+        '{"actions":["stop","yield","turn_left",',
         '{"actions":["stop"],"reason":"\\u',
         '{"actions":["stop"],"reason":"\n',
         '{"actions":["stop"],"reason":null,"probability":2',
@@ -189,9 +191,33 @@ def test_a_tokenizer_that_is_none_is_refused() -> None:
         Grammars(b'{"model": 1}', 10, 1, SCHEMAS).warm_up()
 
 
-def test_without_cameras_any_name_may_be_said(tokenizer: Tokenizer) -> None:
+@pytest.fixture(scope="module")
+def nameless(tokenizer: Tokenizer) -> Grammars:
+    """Of a bundle that names no cameras."""
     size = tokenizer.get_vocab_size()
-    grammars = Grammars(tokenizer.to_str().encode(), size, end_of_turn_id(tokenizer), default_schemas(()))
-    constraint: Any = grammars.constraint("perception")
+    return Grammars(tokenizer.to_str().encode(), size, end_of_turn_id(tokenizer), default_schemas(()))
+
+
+def test_a_camera_is_one_of_the_frames(nameless: Grammars, tokenizer: Tokenizer) -> None:
+    """A pretrained model filled the 40 characters that were free here with digits."""
+    for cameras in (("roof",), ("rear", "roof"), ("rear", "roof")):
+        constraint = nameless.constraint("perception", cameras)
+        for token in single_bytes(tokenizer, '{"objects":[{"camera":"roof"'):
+            constraint.accept(token)
+        assert constraint.schema == default_schemas(cameras)["perception"]
+    constraint = nameless.constraint("perception", ("roof",))
+    *opening, digit = single_bytes(tokenizer, '{"objects":[{"camera":"1')
+    for token in opening:
+        constraint.accept(token)
+    with pytest.raises(RunnerError, match="grammar"):
+        constraint.accept(digit)
+
+
+def test_a_bundles_own_cameras_stay(grammars: Grammars) -> None:
+    assert grammars.constraint("perception", ("roof",)).schema == SCHEMAS["perception"]
+
+
+def test_before_the_first_frame_any_name_may_be_said(nameless: Grammars, tokenizer: Tokenizer) -> None:
+    constraint = nameless.constraint("perception")
     for token in single_bytes(tokenizer, '{"objects":[{"camera":"roof"'):
         constraint.accept(token)

@@ -40,6 +40,7 @@ def test_an_answer_is_valid(capability: str) -> None:
         ("planning", ["actions"], [], r"answer\.actions: 0 items, allowed are 1 to 3"),
         ("planning", ["actions"], list(ACTIONS[:4]), "4 items, allowed are 1 to 3"),
         ("planning", ["actions"], [None], "null is not allowed"),
+        ("planning", ["actions"], ["stop", "yield", "stop"], r"answer\.actions\[2\]: 'stop' is in the set already"),
         ("planning", ["probability"], 1.5, r"answer\.probability: 1\.5 is not within 0 to 1"),
         ("planning", ["probability"], float("nan"), "nan is not within"),
         ("planning", ["probability"], 0.125, r"0\.125 is no multiple of 0\.01"),
@@ -93,6 +94,7 @@ def answer_of(part: Any) -> dict[str, Any]:
 
 
 TEXT = {"type": ["string", "null"], "maxLength": 4}
+SET = {"type": ["array", "null"], "items": {"enum": ["a", "b", "c", "d"]}, "maxItems": 3, "uniqueItems": True}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +135,13 @@ TEXT = {"type": ["string", "null"], "maxLength": 4}
             answer_of({"type": ["array", "null"], "items": {"type": "boolean"}, "minItems": 3, "maxItems": 2}),
             "minItems <= maxItems",
         ),
+        (answer_of({**TEXT, "format": "date"}), "format 'date' is not understood; known is 'camera'"),
+        (answer_of({**SET, "uniqueItems": 1}), "uniqueItems must be true"),
+        (answer_of({**SET, "items": {"enum": 3}}), "an enum of different strings"),
+        (answer_of({**SET, "maxItems": 5}), "uniqueItems of 5 in 4: expected no more than there are"),
+        (answer_of({**SET, "items": {"enum": [*map(str, range(40))]}}), "uniqueItems of 3 in 40: .*at most 1000 orders"),
+        (answer_of({**SET, "items": {"type": "boolean"}}), "uniqueItems are of an enum, or of objects"),
+        (answer_of({**SET, "items": object_of(inner=TEXT), "minItems": 2}), "of objects with minItems of at most 1"),
         (answer_of({**object_of(inner={"type": "boolean"}), "type": ["object", "null"]}), r"part\.inner: null must be possible"),
         (answer_of({**object_of(), "type": ["object", "null"]}), "every property must be required"),
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from drivekd.images import RGBImage
 from drivekd.runtime import Session
-from drivekd.runtime.answers.schemas import valid_answer
+from drivekd.runtime.answers.schemas import valid_answer, with_cameras
 
 pytestmark = [pytest.mark.numerics, pytest.mark.real]
 
@@ -58,5 +58,6 @@ def test_pieces_are_the_text(session: Session, images: dict[str, RGBImage]) -> N
 def test_structured_answers_fit_and_force_tokens(session: Session, images: dict[str, RGBImage]) -> None:
     answers = session.answer(images, max_new_tokens=48, structured=True)
     for name, answer in answers.items():
-        assert valid_answer(session.schemas[name], answer.structured) is None
+        schema = with_cameras(session.schemas[name], tuple(images))
+        assert valid_answer(schema, answer.structured) is None, "cameras were strings of digits, actions and objects came again"
     assert session.counts["tokens_forced"] > 20, "keys and the rest of names"
