@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.numpy
 
@@ -16,6 +17,9 @@ from drivekd.files import whole_directory
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.processor import Processor
+from drivekd.quantization.form import Quantized
+from drivekd.quantization.layers import weight_of
+from drivekd.quantization.linears import is_vision, linear_layers, matmul_name
 from drivekd.runtime.answers.questions import fill_template
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
 from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
@@ -28,13 +32,17 @@ from .exported import Exported, manifest_of, write_manifest
 from .graphs.graphs import write_graphs
 from .graphs.shared_weights import share_weights
 from .parity.accuracy import AccuracyRow, accuracy_rows, check_records
+from .parity.language import Heard, LanguageRow, language_row, listen, own_answers, spoken_records
 from .parity.measure import decoder_rows, measure_parity
 from .parity.table import ParityRow, ParityTable, parity_table
 from .quantize.calibration import Calibrated, CameraSample, calibrate, camera_samples
 from .quantize.convert import convert
-from .quantize.embedding import embedding_spec, quantize_embedding
-from .quantize.matmuls import check_exclusions, matmul_names
-from .quantize.sensitivity import SensitivityReport, sensitivity
+from .quantize.embedding import embedding_form, embedding_spec, quantize_embedding
+from .quantize.frames import Frames, read_frames
+from .quantize.matmuls import check_exclusions, matching, matmul_names
+from .quantize.mix import chosen_for_eight, foreseen_costs, mix_rows
+from .quantize.sensitivity import SensitivityReport, Trials, sensitivity
+from .quantize.weights import by_matmul, quantize_weights
 from .settings import ExportPlan
 from .source.layer_recording import record_layers
 from .source.layer_values import LAYERS_FILE
@@ -42,21 +50,34 @@ from .source.prompts import PromptSet
 from .source.reference import take_reference
 from .source.repeatable import EXPORT_THREADS, repeatable
 from .source.source import Source, load_source
+from .trained import TrainedScales, as_trained
 
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
 EMBEDDING_FILE = "embedding.safetensors"
 DECODER_DATA = "decoder.data"
+SMALL_FILES_BYTES = 6_000_000  # tokenizer.json of 150,000 words, graphs, recorded runs
 SENSITIVITY_SAMPLES = 2  # each is run once a row
 
 OnParity = Callable[[ParityTable], None]
 OnSensitivity = Callable[[SensitivityReport], None]
+OnMix = Callable[[list[list[str]]], None]  # rows under MIX_HEADER
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What a caller wants to see while an export goes on."""
+
+    on_parity: OnParity | None
+    on_sensitivity: OnSensitivity | None
+    on_mix: OnMix | None
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """accuracy: without an evaluation set, nothing."""
+    """language: what rounding cost in words, of a quantized bundle. accuracy: without an evaluation set, nothing."""
 
     parity: ParityTable
+    language: tuple[LanguageRow, ...]
     accuracy: tuple[AccuracyRow, ...]
 
 
@@ -68,12 +89,13 @@ def bundle_from_checkpoint(
     prompts: Mapping[str, str] | None = None,
     on_parity: OnParity | None = None,
     on_sensitivity: OnSensitivity | None = None,
+    on_mix: OnMix | None = None,
 ) -> ExportReport:
     """Export a checkpoint, a run or an adapter (Hugging Face layout) as the bundle directory `out`.
 
     plan: None = fp32 in every dialect. prompts: one question template per capability, None = those of the checkpoint.
     on_parity: gets the parity table before it is judged, so that it can be shown when it fails. on_sensitivity: gets each
-    quantized graph's report, when the plan's settings ask for it.
+    quantized graph's report, when the plan's settings ask for it. on_mix: gets what has 8 bits in a decoder of int4, and why.
     Raises UsageError (`out` is not empty, a wrong prompt), CheckpointError (missing file, other family, NaN weights), ExportError
     (no graph, parity failed, no disk space), DataError (calibration or evaluation records). Whatever it raises, nothing is left
     behind.
@@ -85,7 +107,8 @@ def bundle_from_checkpoint(
         ('gqa', 'concat')
     """
     with repeatable():
-        return _bundle_from_checkpoint(Path(checkpoint), Path(out), plan or ExportPlan(), prompts, on_parity, on_sensitivity)
+        watched = Watched(on_parity, on_sensitivity, on_mix)
+        return _bundle_from_checkpoint(Path(checkpoint), Path(out), plan or ExportPlan(), prompts, watched)
 
 
 def _bundle_from_checkpoint(
@@ -93,15 +116,17 @@ def _bundle_from_checkpoint(
     out: Path,
     plan: ExportPlan,
     prompts: Mapping[str, str] | None,
-    on_parity: OnParity | None,
-    on_sensitivity: OnSensitivity | None,
+    watched: Watched,
 ) -> ExportReport:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} exists and is not an empty directory; name another --out or remove it")
     logger.info("reading %s", checkpoint)
     source = load_source(checkpoint, prompts)
     opened = source.checkpoint
-    samples = _calibration_samples(source.processor, plan)
+    plan, trained = as_trained(plan, opened.path, linear_layers(source.model))
+    samples, frames = _calibration(source.processor, plan)
+    if (plan.settings.bits or plan.settings.budget_mb) and frames is not None:
+        plan = _mixed(source, plan, frames, watched.on_mix)
     schemas = _schemas(source.prompts, plan.settings.schemas)
     if plan.settings.evaluation is not None:
         check_records(plan.settings.evaluation, source.prompts.cameras)
@@ -111,29 +136,37 @@ def _bundle_from_checkpoint(
     ):
         logger.info("asking the model, and writing its graphs in fp32: %s", ", ".join(plan.dialects))
         exported = _export(source, exact, plan.dialects, schemas)
+        weights, rounded = _rounded(source, exported, exact, plan, frames, trained) if plan.rounds_weights else ({}, exported)
         del source  # the model's memory is the sessions' now
         rows = _compared(exported, exact, "fp32")
+        language: tuple[LanguageRow, ...] = ()
         if not plan.is_exact and rows.passed:
-            converted = _convert(exported, exact, staging, plan, samples, on_sensitivity)
+            converted = _convert(rounded, exact, staging, plan, weights, samples, watched.on_sensitivity)
             rows = parity_table([*rows.rows, *_compared(converted, staging, plan.label).rows])
-        if on_parity is not None:
-            on_parity(rows)
+        if watched.on_parity is not None:
+            watched.on_parity(rows)
         _check_parity(checkpoint, rows)
         if plan.is_exact:
             converted = exported
             _move_files(exact, staging)
-        _finish(converted, staging, plan, rows)
+        elif plan.rounds_weights:
+            language = _language(exported, exact, staging, frames)
+        _finish(converted, staging, plan, rows, language)
         accuracy = _accuracy(opened, converted, staging if plan.is_exact else exact, staging, plan)
         check_bundle(staging)
-        return ExportReport(rows, accuracy)
+        return ExportReport(rows, language, accuracy)
 
 
-def _calibration_samples(processor: Processor, plan: ExportPlan) -> list[CameraSample]:
-    """Read before anything slow begins: a wrong file is named at once."""
+def _calibration(processor: Processor, plan: ExportPlan) -> tuple[list[CameraSample], Frames | None]:
+    """What static ranges and sensitivity are found on, and what weights are rounded on. Read before anything slow begins: a wrong
+    file is named at once."""
     settings = plan.settings
     if settings.calibration is None:
-        return []
-    return camera_samples(settings.calibration, processor, count=settings.calibration_samples)
+        return [], None
+    ranged = plan.vision.int8_inputs or plan.decoder.int8_inputs or settings.sensitivity
+    samples = camera_samples(settings.calibration, processor) if ranged else []
+    frames = read_frames(settings.calibration, processor, count=settings.calibration_samples) if plan.rounds_weights else None
+    return samples, frames
 
 
 def _schemas(prompts: PromptSet, file: Path | None) -> bytes:
@@ -191,30 +224,84 @@ def _export(source: Source, folder: Path, dialects: tuple[str, ...], schemas: by
     )
 
 
+def _mixed(source: Source, plan: ExportPlan, frames: Frames, on_mix: OnMix | None) -> ExportPlan:
+    """The plan with 8 bits where they save most, within the size that its settings ask for."""
+    logger.info("finding out where 8 bits save most")
+    block = plan.decoder.block
+    left = matching(plan.settings.exclude, [matmul_name(layer) for layer in linear_layers(source.model)])
+    costs = [cost for cost in foreseen_costs(source.model, frames, block) if cost.name not in left]
+    bits = plan.settings.bits or _bits_within(source, plan, sum(cost.weights for cost in costs))
+    chosen = chosen_for_eight(costs, bits, block)
+    if on_mix is not None:
+        on_mix(mix_rows(costs, chosen))
+    return dataclasses.replace(plan, decoder=dataclasses.replace(plan.decoder, int8=chosen))
+
+
+def _bits_within(source: Source, plan: ExportPlan, weights: int) -> float:
+    """Of a weight of the decoder, when the whole bundle shall have budget_mb. weights: how many there are."""
+    assert plan.settings.budget_mb is not None
+    model: Any = source.model
+    rows = model.get_input_embeddings().weight
+    bits_of = {"fp32": 32.0, "fp16": 16.0, "int8": 8 + 16 / plan.decoder.block, "int4": 4 + 16 / plan.decoder.block}
+    vision = sum(weight_of(linear).numel() for layer, linear in linear_layers(model).items() if is_vision(layer))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    tied = model.lm_head.weight is rows
+    others = total + rows.numel() * tied - weights - vision - rows.numel()  # norms, biases, positions: float
+    fixed = vision * bits_of[plan.vision.precision] + rows.numel() * bits_of[plan.embedding] + max(0, others) * 32
+    return float((plan.settings.budget_mb * 8e6 - fixed - 8 * SMALL_FILES_BYTES) / weights)
+
+
+def _rounded(
+    source: Source, exported: Exported, exact: Path, plan: ExportPlan, frames: Frames | None, trained: TrainedScales
+) -> tuple[dict[str, Quantized], Exported]:
+    """The model's weights as the bundle will have them, by MatMul, and what the model says with them. It is spoilt."""
+    check_exclusions([*plan.settings.exclude, *plan.settings.int8], _quantizable(exported, exact))
+    if trained.scales:
+        logger.info("taking the scales that the weights were trained with")
+    elif frames is not None:
+        logger.info("rounding weights on %d frames, %d tokens, of %s", len(frames.chosen), frames.tokens, frames.source)
+    spec = embedding_spec(plan.embedding, exported.info.hidden_size, plan.decoder.block)
+    widths = {layer: weight_of(linear).shape[1] for layer, linear in linear_layers(source.model).items()}
+    forms = {layer: form for layer, width in widths.items() if (form := plan.form_of(layer, width)) is not None}
+    half = plan.settings.activations == "fp16"
+    found = quantize_weights(source.model, forms, embedding_form(spec), frames, trained.scales, half=half)
+    images, questions = list(exported.reference.images), list(exported.reference.questions)
+    rounded = dataclasses.replace(
+        exported,
+        embedding_spec=spec,
+        reference=take_reference(source.model, source.processor, images, questions),
+        layers=record_layers(source.model, source.processor, images[0], questions[0]),
+    )
+    return by_matmul(found), rounded
+
+
 def _convert(
     exported: Exported,
     exact: Path,
     staging: Path,
     plan: ExportPlan,
+    weights: Mapping[str, Quantized],
     samples: Sequence[CameraSample],
     on_sensitivity: OnSensitivity | None,
 ) -> Exported:
-    """Every file of the bundle in the plan's precision. samples: to calibrate on."""
+    """Every file of the bundle in the plan's precision. weights: rounded ones, by MatMul. samples: to calibrate on."""
     plans = {name: plan.vision if name == "vision" else plan.decoder for name in exported.graphs}
-    check_exclusions(plan.settings.exclude, _quantizable(exported, exact))
+    check_exclusions(plan.settings.exclude, _quantizable(exported, exact))  # of fp16, too
     logger.info("converting to %s", plan.label)
-    needed = plan.needs_calibration or plan.settings.sensitivity
-    calibrated = calibrate(samples, exported.embedding, exported.graphs, exact) if samples and needed else Calibrated({}, {})
+    calibrated = calibrate(samples, exported.embedding, exported.graphs, exact) if samples else Calibrated({}, {})
     if plan.settings.sensitivity and on_sensitivity is not None:
         for name, feeds in calibrated.feeds.items():
             if plans[name].precision in ("int8", "int4"):
-                ranges = calibrated.ranges[name]
-                on_sensitivity(sensitivity(name, exported.graphs[name], exact, plans[name], feeds[:SENSITIVITY_SAMPLES], ranges))
+                judged = Trials(
+                    exported.graphs[name], exact, plans[name], feeds[:SENSITIVITY_SAMPLES], weights, calibrated.ranges[name]
+                )
+                on_sensitivity(sensitivity(name, judged))
     graphs = {
-        name: convert(spec, exact, staging, plans[name], calibrated.ranges.get(name)) for name, spec in exported.graphs.items()
+        name: convert(spec, exact, staging, plans[name], weights, calibrated.ranges.get(name))
+        for name, spec in exported.graphs.items()
     }
     graphs |= _shared(staging, {name: spec for name, spec in graphs.items() if name != "vision"})
-    spec = embedding_spec(plan.decoder.precision, exported.info.hidden_size, plan.decoder.block)
+    spec = embedding_spec(plan.embedding, exported.info.hidden_size, plan.decoder.block)
     table = quantize_embedding(exported.embedding, spec.precision, spec.block)
     (staging / EMBEDDING_FILE).write_bytes(safetensors.numpy.save(table))
     for name in ("tokenizer.json", SCHEMAS_FILE):
@@ -263,10 +350,28 @@ def _check_parity(checkpoint: Path, table: ParityTable) -> None:
         )
 
 
-def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityTable) -> None:
+def _language(exported: Exported, exact: Path, staging: Path, frames: Frames | None) -> tuple[LanguageRow, ...]:
+    """What rounding cost in words: both bundles hear the same answers."""
+    held_out = frames.held_out if frames is not None else ()
+    spoken = spoken_records(exported.processor, held_out)
+    heard: list[Heard] = []
+    for folder in (exact, staging):
+        with StartedModel(read_bundle(folder, defer=True), threads=EXPORT_THREADS) as model:
+            if not spoken:
+                spoken = own_answers(model, exported.reference.images, exported.reference.questions)
+            heard.append(listen(model, spoken))
+    told = f"{len(held_out)} answers of frames kept back" if held_out else "the fp32 model's own answers to test pictures"
+    return (language_row(told, *heard),)
+
+
+def _finish(exported: Exported, staging: Path, plan: ExportPlan, parity: ParityTable, language: Sequence[LanguageRow]) -> None:
     """What needs the bundle at work, and the manifest over all of it."""
     (staging / LAYERS_FILE).write_bytes(exported.layers)
-    manifest = dataclasses.replace(manifest_of(exported, plan.label), parity=tuple(parity.to_json()))
+    manifest = dataclasses.replace(
+        manifest_of(exported, plan.label),
+        parity=tuple(parity.to_json()),
+        language=tuple(row.to_json() for row in language),
+    )
     write_manifest(manifest, staging)
     with StartedModel(read_bundle(staging, defer=True), threads=EXPORT_THREADS) as model:
         golden = record_golden(model)

@@ -79,7 +79,14 @@ def export_checkpoint(checkpoint: Path, out: Path | None, plan: ExportPlan, extr
         plan=plan,
         on_parity=lambda table: show(title, PARITY_HEADER, parity_rows(table)),
         on_sensitivity=lambda report: _show_sensitivity(report, show, say),
+        on_mix=lambda rows: _show_mix(rows, show),
     )
+    if report.language:
+        from .parity.language import LANGUAGE_HEADER
+
+        show(f"what {plan.label} costs in words", LANGUAGE_HEADER, [row.cells() for row in report.language])
+    if plan.rounds_weights and plan.settings.calibration is None:
+        say("weights are rounded to the nearest; rounded on what the camera sees they cost less: --set calibration=RECORDS")
     if report.accuracy:
         from .parity.accuracy import ACCURACY_HEADER
 
@@ -118,6 +125,12 @@ def _show_sensitivity(report: SensitivityReport, show: Show, say: Say) -> None:
     show(f"what each part loses alone in {report.precision}, worst first", HEADER, report.table())
     if patterns := suggested_exclusions(report, EXCLUSION_BUDGET):
         say(f"worth leaving as they are: --set 'exclude=[{', '.join(patterns)}]'")
+
+
+def _show_mix(rows: list[list[str]], show: Show) -> None:
+    from .quantize.mix import MIX_HEADER
+
+    show("what 4 bits cost, foreseen, and where 8 are spent", MIX_HEADER, rows)
 
 
 def parity_rows(table: ParityTable) -> list[list[str]]:

@@ -17,6 +17,7 @@ KV_TENSOR = re.compile(r"(past_key_values|present)\.\d+\.(key|value)")
 DTYPE_BYTES = {"float32": 4, "float16": 2}
 SHOWN_DIGITS = 16  # of a sha256; `manifest.json` has the rest
 SHOWN_NAMES = 6  # of unquantized MatMuls; `manifest.json` has all
+GRAPH_HEADER = ["graph", "precision", "block", "bits a weight", "in 8 bits", "weights in", "opset", "left unquantized"]
 SIGNATURES: dict[SignatureState, str] = {
     "unsigned": "none: the digests exclude accidents, not malice (drivekd export BUNDLE --sign KEY.pem)",
     "unchecked": "bundle.sig is there and was NOT checked: give --public-key PEM",
@@ -27,14 +28,22 @@ SIGNATURES: dict[SignatureState, str] = {
 def check_tables(report: CheckReport, *, verbose: bool) -> list[Table]:
     """Tables of a passed check, the summary first."""
     manifest = report.manifest
-    summary = [*_summary_rows(report), *(_origin_rows(manifest) if verbose else [])]
+    summary = [*_summary_rows(report), *([*_speed_rows(report), *_origin_rows(manifest)] if verbose else [])]
     tables: list[Table] = [(f"{report.path} is sound", ["", ""], summary)]
     if not verbose:
         return tables
-    tables.append(("graphs", ["graph", "precision", "block", "weights in", "opset", "left unquantized"], _graph_rows(report)))
+    tables.append(
+        (
+            "graphs",
+            ["graph", "precision", "block", "bits a weight", "in 8 bits", "weights in", "opset", "left unquantized"],
+            _graph_rows(report),
+        )
+    )
     for name, graph in manifest.graphs.items():
         tables.append((f"{name}: inputs and outputs", ["", "tensor", "type", "shape"], tensor_rows(graph)))
     tables.append(("files", ["file", "bytes", "sha256"], _file_rows(manifest)))
+    if manifest.language:
+        tables.append(("what quantization costs in words", *accuracy_table(manifest.language)))
     if manifest.accuracy:
         tables.append(("accuracy on the evaluation set", *accuracy_table(manifest.accuracy)))
     tables.append(("engines", ["target", ""], [list(row) for row in report.engines] or [["none", "drivekd export BUNDLE --trt"]]))
@@ -60,6 +69,15 @@ def _summary_rows(report: CheckReport) -> list[list[str]]:
         tokens = f"{replay.tokens_agreeing} of {replay.tokens_compared} tokens agree"
         rows.append(["parity gate", f"passed on {report.backend}: vision cosine {replay.vision_cosine:.6f}, {tokens}"])
     return [*rows, *(["engines", f"{target} {state}"] for target, state in report.engines if state.startswith(UNUSABLE))]
+
+
+def _speed_rows(report: CheckReport) -> list[list[str]]:
+    """Taken while the gate was replayed: a bundle's own numbers would be another machine's."""
+    replay = report.replay
+    if replay is None or not replay.step_ms:
+        return []
+    speed = f"{replay.step_ms:.1f} ms a step of {replay.rows} rows, {1000 * replay.rows / replay.step_ms:,.0f} tokens/s"
+    return [["decoding, here", speed]]
 
 
 def _origin_rows(manifest: Manifest) -> list[list[str]]:
@@ -107,7 +125,9 @@ def _graph_rows(report: CheckReport) -> list[list[str]]:
     for name, graph in report.manifest.graphs.items():
         block = str(graph.block) if graph.block else ""
         weights = graph.data_file or "the graph"
-        rows.append([name, graph.precision, block, weights, report.opsets.get(name, ""), _shown_names(graph.excluded)])
+        bits = f"{graph.bits:.3g}" if graph.bits else ""
+        names = _shown_names(graph.int8), _shown_names(graph.excluded)
+        rows.append([name, graph.precision, block, bits, names[0], weights, report.opsets.get(name, ""), names[1]])
     return rows
 
 
@@ -140,10 +160,10 @@ def accuracy_table(rows: Sequence[Mapping[str, Value]]) -> tuple[list[str], list
     keys = list(dict.fromkeys(key for row in rows for key in row))
     shown = [key for key in keys if not (key.endswith(("_lower", "_upper")) and key[:-6] in keys)]
     header = [key.replace("_", " ") + (" [95 %]" if f"{key}_lower" in keys else "") for key in shown]
-    return header, [[_accuracy_cell(row, key) for key in shown] for row in rows]
+    return header, [[_number_cell(row, key) for key in shown] for row in rows]
 
 
-def _accuracy_cell(row: Mapping[str, Value], key: str) -> str:
+def _number_cell(row: Mapping[str, Value], key: str) -> str:
     lower, upper = row.get(f"{key}_lower"), row.get(f"{key}_upper")
     interval = "" if lower is None or upper is None else f" [{_cell(lower)}, {_cell(upper)}]"
     return _cell(row.get(key, "")) + interval

@@ -24,9 +24,8 @@ SMALLEST_HALF: Final = 2.0**-14  # normal
 LARGEST_HALF: Final = 65504.0
 SMALLEST: Final = float(torch.finfo(torch.float32).tiny)
 # Scales are float16 where their mean is so far above float16's smallest that the smaller ones may be lifted to it: the step of a
-# block of tiny weights is then at most a sixteenth of its matrix's.
-WORTH_HALF: Final = 16 * SMALLEST_HALF
-CHUNK_VALUES: Final = 1 << 20
+# block of tiny weights is then at most half of its matrix's mean.
+WORTH_HALF: Final = 2 * SMALLEST_HALF
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How embedding.safetensors is written: rows of the token embedding in fewer bits (runtime/decoder/embedding.py reads them).
 
-Scales are float16 and lie along a row: a token is gathered with its own. int4 as in int4.py; int8: 127 steps up to the largest.
+Blocks lie along a row, a token is gathered with its own scales, which are float16. Values and scales are those of
+weights.embedding_rows, which the model computed with.
 
 V vocabulary, D hidden size, B values of a block
 """
@@ -10,16 +11,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from drivekd.errors import ExportError
+from drivekd.quantization.form import WeightForm
 from drivekd.runtime.bundle.manifest import EmbeddingSpec
 
 from .half import LARGEST_HALF
-from .int4 import LOW, SMALLEST_SCALE, block_scales, rounded
-
-INT8_LIMIT = 127
-CHUNK_VALUES = 1 << 20
+from .weights import embedding_rows
 
 Floats = NDArray[np.float32]
 
@@ -36,6 +36,12 @@ def embedding_spec(precision: str, width: int, block: int) -> EmbeddingSpec:
     return EmbeddingSpec(precision, block if width % block == 0 else width)
 
 
+def embedding_form(spec: EmbeddingSpec) -> WeightForm | None:
+    """Of the rows as weights; None: they are float."""
+    bits = {"int8": 8, "int4": 4}.get(spec.precision)
+    return None if bits is None else WeightForm(bits, spec.block)
+
+
 def quantize_embedding(weight: Floats, precision: str, block: int) -> dict[str, NDArray[Any]]:
     """[V, D] -> the tensors of embedding.safetensors, as EmbeddingSpec(precision, block) describes them; block as in that spec.
 
@@ -47,11 +53,17 @@ def quantize_embedding(weight: Floats, precision: str, block: int) -> dict[str, 
     if precision == "fp16":
         return {"weight": weight.astype(np.float16)}
     assert precision in ("int8", "int4") and weight.shape[1] % block == 0, f"{precision} in blocks of {block}"
-    step = max(1, CHUNK_VALUES // weight.shape[1])
-    quantize = _int8_rows if precision == "int8" else _int4_rows
-    parts = [quantize(weight[start : start + step], block) for start in range(0, len(weight), step)]
-    values, scales = zip(*parts, strict=True)
-    return {"weight": np.concatenate(values), "scales": np.concatenate(scales)}
+    form = embedding_form(EmbeddingSpec(precision, block))
+    assert form is not None
+    rows = embedding_rows(torch.from_numpy(weight), form)
+    values = rows.values.numpy()
+    return {"weight": values if precision == "int8" else _nibbles(values), "scales": rows.scales.half().numpy()}
+
+
+def _nibbles(values: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Two values a byte, value + 8, the even column in the low nibble."""
+    shifted = (values + np.int8(8)).astype(np.uint8)
+    return np.asarray(shifted[:, 0::2] | (shifted[:, 1::2] << 4))
 
 
 def _check_range(weight: Floats, precision: str) -> None:
@@ -59,24 +71,3 @@ def _check_range(weight: Floats, precision: str) -> None:
     limit = np.inf if precision == "fp32" else LARGEST_HALF
     if not largest <= limit or largest == np.inf:
         raise ExportError(f"the embedding's largest value is {largest:g}; {precision} takes finite ones up to {limit:g}")
-
-
-def _int8_rows(rows: Floats, block: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-    blocks = rows.reshape(len(rows), -1, block)
-    scales = _half(np.abs(blocks).max(axis=2) / np.float32(INT8_LIMIT))
-    values = np.clip(np.rint(blocks / scales[..., None].astype(np.float32)), -INT8_LIMIT, INT8_LIMIT)
-    return values.astype(np.int8).reshape(rows.shape), scales
-
-
-def _int4_rows(rows: Floats, block: int) -> tuple[NDArray[Any], NDArray[np.float16]]:
-    blocks = rows.reshape(len(rows), -1, block)
-    scales = _half(block_scales(blocks, 2, SMALLEST_SCALE["fp16"]))
-    values = rounded(blocks, scales[..., None].astype(np.float32)).reshape(rows.shape)
-    nibbles = (values - np.int8(LOW)).astype(np.uint8)
-    return nibbles[:, 0::2] | (nibbles[:, 1::2] << 4), scales
-
-
-def _half(scales: Floats) -> NDArray[np.float16]:
-    """Rounded up, so that the largest value still fits; at least the smallest normal number."""
-    nearest = np.maximum(scales, np.float32(SMALLEST_SCALE["fp16"])).astype(np.float16)
-    return np.where(nearest < scales, np.nextafter(nearest, np.float16(np.inf)), nearest)

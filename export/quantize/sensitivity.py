@@ -8,10 +8,11 @@ Layers first; then, inside the worst of them, each MatMul. Every row is a graph 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from drivekd.export.parity.table import relative_error
+from drivekd.quantization.form import Quantized
 from drivekd.runtime.bundle.manifest import GraphSpec
 
 from .convert import GraphPlan, apply_plan
@@ -60,28 +62,18 @@ class SensitivityReport:
         return asdict(self)
 
 
-def sensitivity(
-    graph: str,
-    spec: GraphSpec,
-    folder: Path,
-    plan: GraphPlan,
-    feeds: Sequence[Feeds],
-    calibration: Calibration | None = None,
-    *,
-    num_detailed: int = NUM_DETAILED,
-) -> SensitivityReport:
-    """Judge folder/spec.file (float32), called `graph` in the rows, under a plan. feeds: a few; each row runs all of them.
+def sensitivity(graph: str, trials: Trials, *, num_detailed: int = NUM_DETAILED) -> SensitivityReport:
+    """Judge a graph, called `graph` in the rows.
 
-    MatMuls that plan.exclude names are left out. Raises ExportError as convert does.
+    MatMuls that the plan excludes are left out. Raises ExportError as convert does.
     """
-    trials = Trials(spec, folder, plan, feeds, calibration)
     groups = layer_groups(list(trials.shares))
     rows = [trials.row(graph, pattern, is_layer=True) for pattern in groups]
     for row in sorted(rows, key=lambda row: -row.error)[:num_detailed]:
         names = groups[row.pattern]
         if len(names) > 1:
             rows.extend(trials.row(graph, name, is_layer=False) for name in names)
-    return SensitivityReport(plan.precision, tuple(sorted(rows, key=lambda row: -row.error)))
+    return SensitivityReport(trials.plan.precision, tuple(sorted(rows, key=lambda row: -row.error)))
 
 
 def suggested_exclusions(report: SensitivityReport, budget: float) -> list[str]:
@@ -119,12 +111,23 @@ def layer_groups(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 class Trials:
-    """Runs of one graph with some of its nodes quantized. shares: of all weights of MatMuls, by MatMul that is not excluded."""
+    """Runs of folder/spec.file (float32) with some of its nodes quantized under a plan.
+
+    feeds: a few; each row runs all of them. weights: as convert takes them. shares: of all weights of MatMuls, by MatMul that is
+    not excluded.
+    """
 
     def __init__(
-        self, spec: GraphSpec, folder: Path, plan: GraphPlan, feeds: Sequence[Feeds], calibration: Calibration | None
+        self,
+        spec: GraphSpec,
+        folder: Path,
+        plan: GraphPlan,
+        feeds: Sequence[Feeds],
+        weights: Mapping[str, Quantized] = MappingProxyType({}),
+        calibration: Calibration | None = None,
     ) -> None:
-        self._spec, self._folder, self._plan, self._feeds, self._calibration = spec, folder, plan, feeds, calibration
+        self._spec, self._folder, self.plan, self._feeds, self._calibration = spec, folder, plan, feeds, calibration
+        self._weights = weights
         self._model = ir.load(folder / spec.file)
         sizes = {node.name or "": weight_array(node).size for node in weight_matmuls(self._model.graph)}
         left = matching(plan.exclude, list(sizes))
@@ -134,7 +137,7 @@ class Trials:
     def row(self, graph: str, pattern: str, *, is_layer: bool) -> SensitivityRow:
         """Quantize the nodes that match the pattern, alone."""
         model = self._model.clone()  # weights are shared
-        apply_plan(model, self._plan, self._calibration, only=pattern)
+        apply_plan(model, self.plan, self._weights, self._calibration, only=pattern)
         error = max(map(relative_error, self._expected, self._outputs(model)))
         share = sum(self.shares[name] for name in matching([pattern], self.shares))
         return SensitivityRow(graph, pattern, is_layer, error, share)

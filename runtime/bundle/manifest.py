@@ -55,8 +55,9 @@ class GraphSpec:
     """One ONNX graph.
 
     data_file: where its weights lie when they are not inside `file`; graphs may share one. atol: of its parity check.
-    precision: "fp32", "fp16", "int8" or "int4". block: weights that share an int4 scale, 0 = none. excluded: names of the MatMul
-    nodes that were left unquantized.
+    precision: "fp32", "fp16", "int8" or "int4". block: weights that share a scale, 0 = none. excluded: names of the MatMul nodes
+    that were left unquantized. int8: of those that have 8 bits in a graph of int4. bits: of a MatMul's weight, scales counted,
+    the mean; 0 = not stated.
     """
 
     file: str
@@ -67,6 +68,8 @@ class GraphSpec:
     precision: str = "fp32"
     block: int = 0
     excluded: tuple[str, ...] = ()
+    int8: tuple[str, ...] = ()
+    bits: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,8 @@ class Manifest:
     precision: a label for people; each graph and the embedding state their own. dialects: of the decoders it has, best first.
     source: where the weights came from: "kind" (run, lora or checkpoint) and, of a run, "training_sha256" of its config.
     note: what whoever reads the answers must know, "" = nothing. graphs: "vision", "decoder.<dialect>".
-    accuracy: rows of a quantized bundle's table on the evaluation set, beside the checkpoint.
+    accuracy: rows of a quantized bundle's table on the evaluation set, beside the checkpoint. language: perplexity and agreement
+    of a quantized bundle beside its fp32 graphs.
     """
 
     format_version: int
@@ -144,6 +148,7 @@ class Manifest:
     parity: tuple[dict[str, str | int | float | bool], ...]
     accuracy: tuple[dict[str, str | int | float | bool], ...]
     files: dict[str, FileEntry]
+    language: tuple[dict[str, str | int | float | bool], ...] = ()
 
     def to_bytes(self) -> bytes:
         """The bytes of manifest.json."""

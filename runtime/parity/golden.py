@@ -11,8 +11,10 @@ golden.npz:
 from __future__ import annotations
 
 import io
+import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -35,11 +37,14 @@ NUM_TOKENS = 16
 
 @dataclass(frozen=True)
 class Replay:
-    """vision_cosine: worst of all image tokens. tokens_compared leaves out ties of the recorded run."""
+    """vision_cosine: worst of all image tokens. tokens_compared leaves out ties of the recorded run. step_ms: median time of a
+    decode step of `rows` rows, here and now; 0 = not taken."""
 
     vision_cosine: float
     tokens_compared: int
     tokens_agreeing: int
+    step_ms: float = field(default=0.0, compare=False)
+    rows: int = field(default=0, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -84,26 +89,30 @@ def replay_golden(model: StartedModel, data: bytes, source: str) -> Replay:
     for name, text in questions.items():
         if not np.array_equal(golden[f"prompt_ids.{name}"], _prompt_ids(model, len(tiles), text)):
             raise BundleError(f"{source}: this machine's tokenizers library gives other ids for the {name} prompt; update it")
-    agreeing = _agreeing(model, tiles, questions, golden["tokens"])  # [n, B]
+    agreeing, step_ms = _agreeing(model, tiles, questions, golden["tokens"])  # [n, B]
     clear = golden["margins"] > TIE_MARGIN
     return Replay(
         vision_cosine=_worst_cosine(golden["image_embeds"], model.prefix.image_embeds(tiles)),
         tokens_compared=int(clear.sum()),
         tokens_agreeing=int((agreeing & clear).sum()),
+        step_ms=step_ms,
+        rows=len(questions),
     )
 
 
 def _agreeing(
     model: StartedModel, tiles: list[RGBImage], questions: dict[str, str], tokens: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """Which of the tokens [n, B] this model would have chosen, when each step is fed the recorded one."""
+) -> tuple[NDArray[np.bool_], float]:
+    """Which of the tokens [n, B] this model would have chosen, when each step is fed the recorded one; median ms of a step."""
     logits, cache = _read(model, tiles, questions, len(tokens))
-    found = []
+    found, taken_s = [], []
     for step, chosen in enumerate(tokens):
         if step:
+            started_s = time.perf_counter()
             logits, cache = model.decoder.step(tokens[step - 1].tolist(), cache)
+            taken_s.append(time.perf_counter() - started_s)
         found.append((logits.argmax(axis=-1) == chosen) & np.isfinite(logits).all(axis=-1))
-    return np.stack(found)
+    return np.stack(found), median(taken_s) * 1000 if taken_s else 0.0
 
 
 def _read(model: StartedModel, tiles: list[RGBImage], questions: dict[str, str], room: int) -> tuple[Logits, Cache]:

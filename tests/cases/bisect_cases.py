@@ -105,7 +105,8 @@ def converted(bundle: Bundle, precision: str, out: Path) -> Bundle:
             calibrated = "vision" if name == "vision" else "decoder"
             source = specs["vision" if name == "vision" else "decoder.concat"]
             calibration, _ = record_ranges(source, bundle.path, [feeds[calibrated]], ["golden"])  # type: ignore[list-item]
-        graphs[name] = convert(spec, bundle.path, out, GraphPlan(precision), calibration)
+        plan = GraphPlan(precision, int8_inputs=precision == "int8")
+        graphs[name] = convert(spec, bundle.path, out, plan, calibration=calibration)
     files = {**bundle.files, **{path.name: path.read_bytes() for path in out.iterdir()}}
     return dataclasses.replace(bundle, manifest=dataclasses.replace(bundle.manifest, graphs=graphs), files=files)
 

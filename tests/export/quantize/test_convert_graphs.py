@@ -35,7 +35,8 @@ DECODERS = ("decoder.gqa", "decoder.concat")
 GRAPHS = ("vision", *DECODERS)
 PLANS = [
     *(GraphPlan(precision) for precision in ("fp16", "int8", "int4")),
-    GraphPlan("int4", form="matmulnbits"),
+    GraphPlan("int8", int8_inputs=True),
+    GraphPlan("int8", int8_inputs=True, activations="fp16"),
     *(GraphPlan(precision, activations="fp16") for precision in ("int8", "int4")),
 ]
 # ||found - fp32|| / ||fp32|| of logits and image_embeds. Measured, the larger of both families: fp16 .001, int8 .034, int4 .22
@@ -87,14 +88,14 @@ def answer(folder: Path, spec: GraphSpec, feeds: dict[str, Any]) -> dict[str, ND
 
 
 def converted(fp32: Fp32, name: str, plan: GraphPlan, out: Path) -> GraphSpec:
-    return convert(fp32.specs[name], fp32.folder, out, plan, fp32.calibrated.ranges[name])
+    return convert(fp32.specs[name], fp32.folder, out, plan, calibration=fp32.calibrated.ranges[name])
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"{plan.precision}-{plan.form}-{plan.activations}")
+@pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_every_precision_computes_nearly_the_same(fp32: Fp32, name: str, plan: GraphPlan, tmp_path: Path) -> None:
     spec = converted(fp32, name, plan, tmp_path)
-    assert (spec.precision, spec.block, spec.excluded) == (plan.precision, 32 if plan.precision == "int4" else 0, ())
+    assert (spec.precision, spec.block, spec.excluded) == (plan.precision, 32 if plan.rounds_weights else 0, ())
     kv = {tensor.dtype for tensor in (*spec.inputs, *spec.outputs) if tensor.name.startswith(("past", "present"))}
     assert kv == (set() if name == "vision" else {"float16" if plan.half else "float32"})
     found, expected = answer(tmp_path, spec, fp32.feeds[name]), fp32.outputs[name]
@@ -105,17 +106,17 @@ def test_every_precision_computes_nearly_the_same(fp32: Fp32, name: str, plan: G
     assert spec.atol == ATOL[plan.precision]
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("plan", [GraphPlan("int8"), GraphPlan("int4"), GraphPlan("int8", int8_inputs=True)], ids=str)
 @pytest.mark.parametrize("name", GRAPHS)
-def test_every_weight_is_quantized(fp32: Fp32, name: str, precision: str, tmp_path: Path) -> None:
+def test_every_weight_is_quantized(fp32: Fp32, name: str, plan: GraphPlan, tmp_path: Path) -> None:
     """What stays float32 has no weight of two axes: lm_head, tied to the embedding, is among the quantized."""
-    spec = converted(fp32, name, GraphPlan(precision), tmp_path)
+    spec = converted(fp32, name, plan, tmp_path)
     assert matmul_names(tmp_path, spec) == []
     names = matmul_names(fp32.folder, fp32.specs[name])
-    stored = [value for value in ir.load(tmp_path / spec.file).graph.initializers if value.endswith(f".weight_{precision}")]
+    stored = [value for value in ir.load(tmp_path / spec.file).graph.initializers if value.endswith(f".weight_{plan.precision}")]
     assert "lm_head" in names or name == "vision"
-    # int8 puts those of one activation side by side: InternVL's vision has q, k and v apart
-    assert len(stored) == len(names) or (precision == "int8" and name == "vision" and len(stored) > len(names) / 2)
+    # int8_inputs puts those of one activation side by side: InternVL's vision has q, k and v apart
+    assert len(stored) == len(names) or (plan.int8_inputs and name == "vision" and len(stored) > len(names) / 2)
 
 
 @pytest.mark.parametrize("name", GRAPHS)

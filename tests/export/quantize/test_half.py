@@ -143,8 +143,8 @@ def test_angles_stay_float32() -> None:
 def test_scales_take_the_type_of_the_activations(precision: str) -> None:
     weight, x = normal(64, 8), normal(3, 64, seed=1)
     model = made.product(weight)
-    plan = GraphPlan(precision, activations="fp16")
-    apply_plan(model, plan, made.ranges(x, ("layers.0.mlp.up_proj",)))
+    plan = GraphPlan(precision, activations="fp16", int8_inputs=precision == "int8")
+    apply_plan(model, plan, {}, made.ranges(x, ("layers.0.mlp.up_proj",)))
     types = value_types(model.graph)
     assert all(
         types[node.inputs[1]] == ir.DataType.FLOAT16  # type: ignore[index]

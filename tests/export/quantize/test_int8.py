@@ -1,4 +1,4 @@
-"""int8: bounds, integer kernels, smoothing, and what calibration records and refuses."""
+"""int8 with int8 inputs: bounds, integer kernels, smoothing, and what calibration records and refuses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from drivekd.export.quantize.convert import GraphPlan, apply_plan
 from drivekd.export.quantize.ranges import record_ranges
 
 NAMES = ("layers.0.q", "layers.0.k", "layers.0.v")
-PLAN = GraphPlan("int8")
+PLAN = GraphPlan("int8", int8_inputs=True)
 
 
 def normal(rows: int, columns: int, seed: int = 0) -> made.Floats:
@@ -43,7 +43,7 @@ def test_no_weight_is_off_by_more_than_half_a_step(weight: made.Floats) -> None:
 def test_matmuls_become_one_integer_kernel(names: tuple[str, ...], tmp_path: Path) -> None:
     weight, x = normal(64, 48), normal(20, 64, 1)
     model = made.product(weight, names)
-    assert apply_plan(model, PLAN, made.ranges(x, names)) == ()
+    assert apply_plan(model, PLAN, {}, made.ranges(x, names)) == ()
     assert [output.name for output in model.graph.outputs] == [f"{name}.value" for name in names]
     for number, found in enumerate(made.run(model, {"x": x})):
         # 1/127 of 3 sigma in x and 1/64 of 2.5 sigma in w, each over the root of 12
@@ -66,12 +66,33 @@ def test_smoothing_saves_quiet_channels(monkeypatch: pytest.MonkeyPatch) -> None
 
     def error() -> float:
         model = made.product(weight)
-        apply_plan(model, PLAN, made.ranges(x, ("layers.0.mlp.up_proj",)))
+        apply_plan(model, PLAN, {}, made.ranges(x, ("layers.0.mlp.up_proj",)))
         return relative(made.run(model, {"x": x})[0], x @ weight)
 
     assert error() < 0.05
     monkeypatch.setattr(int8, "WORTH_SMOOTHING", 0.0)
+    monkeypatch.setattr(int8, "LARGEST_ERROR", 1.0)
     assert error() > 0.3
+
+
+def test_matmuls_that_rounded_inputs_would_spoil_stay_float(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where smoothing does not help: language models are known for it, and their bundles were wrong."""
+    weight, x = normal(64, 48), loud(normal(200, 64, 1))
+    weight[[5, 17]] /= 100
+    monkeypatch.setattr(int8, "WORTH_SMOOTHING", 0.0)
+    model = made.product(weight)
+    assert apply_plan(model, PLAN, {}, made.ranges(x, ("layers.0.mlp.up_proj",))) == ("layers.0.mlp.up_proj",)
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    assert "layers.0.mlp.up_proj stays float: its inputs have channels too large for int8" in caplog.text
+
+
+def test_the_expected_error_is_the_one_that_is_found() -> None:
+    weight, x = normal(64, 48), normal(500, 64, 1)
+    found = int8.input_error(made.ranges(x, NAMES).of(NAMES[0]), weight, None)
+    step = np.abs(x).max() / 127
+    assert found == pytest.approx(relative((np.rint(x / step) * step) @ weight, x @ weight), rel=0.1)  # of random signs
 
 
 def test_even_channels_are_not_smoothed() -> None:
@@ -91,15 +112,15 @@ def test_a_channel_that_was_silent_in_calibration_stays_finite() -> None:
 
 def test_a_weight_of_zeros_stays_zero() -> None:
     model = made.product(np.zeros((32, 4), np.float32))
-    apply_plan(model, PLAN, made.ranges(np.zeros((3, 32), np.float32), ("layers.0.mlp.up_proj",)))
+    apply_plan(model, PLAN, {}, made.ranges(np.zeros((3, 32), np.float32), ("layers.0.mlp.up_proj",)))
     assert not made.run(model, {"x": normal(2, 32)})[0].any()
 
 
 def test_int8_needs_calibration_of_this_graph() -> None:
-    with pytest.raises(ExportError, match="int8 needs calibration"):
+    with pytest.raises(ExportError, match="int8_inputs need calibration"):
         apply_plan(made.product(normal(32, 4)), PLAN)
     with pytest.raises(ExportError, match=r"layers\.0\.mlp\.up_proj was not calibrated; another graph was \(lm_head, \.\.\.\)"):
-        apply_plan(made.product(normal(32, 4)), PLAN, made.ranges(normal(3, 32), ("lm_head",)))
+        apply_plan(made.product(normal(32, 4)), PLAN, {}, made.ranges(normal(3, 32), ("lm_head",)))
 
 
 def test_ranges_are_those_of_the_feeds(tmp_path: Path) -> None:

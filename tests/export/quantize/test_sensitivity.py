@@ -11,7 +11,14 @@ import quantized_graphs as made
 
 from drivekd.export.parity.table import relative_error
 from drivekd.export.quantize.convert import GraphPlan, convert
-from drivekd.export.quantize.sensitivity import SensitivityReport, SensitivityRow, layer_groups, sensitivity, suggested_exclusions
+from drivekd.export.quantize.sensitivity import (
+    SensitivityReport,
+    SensitivityRow,
+    Trials,
+    layer_groups,
+    sensitivity,
+    suggested_exclusions,
+)
 from drivekd.runtime.bundle.manifest import GraphSpec
 
 WIDTH, LAYERS = 64, 5
@@ -52,7 +59,7 @@ def layered(folder: Path, *, bad: str | None) -> GraphSpec:
 @pytest.mark.parametrize("part", ["up_proj", "down_proj"])
 def test_a_planted_bad_layer_comes_first(part: str, tmp_path: Path) -> None:
     spec = layered(tmp_path, bad=f"layers.3.mlp.{part}")
-    report = sensitivity("decoder.concat", spec, tmp_path, GraphPlan("int4"), FEEDS, num_detailed=2)
+    report = sensitivity("decoder.concat", Trials(spec, tmp_path, GraphPlan("int4"), FEEDS), num_detailed=2)
     layers = [row.pattern for row in report.rows if row.is_layer]
     assert layers[0] == "layers.3.*"
     assert len(layers) == LAYERS + 1
@@ -69,7 +76,7 @@ def test_a_row_says_what_that_layer_costs_alone(tmp_path: Path) -> None:
     convert(spec, tmp_path, out, GraphPlan("int4", exclude=(*others, "lm_head")))
     before, after = (ir.load(folder / spec.file) for folder in (tmp_path, out))
     expected = max(relative_error(made.run(before, feed)[0], made.run(after, feed)[0]) for feed in FEEDS)
-    report = sensitivity("decoder.concat", spec, tmp_path, GraphPlan("int4"), FEEDS)
+    report = sensitivity("decoder.concat", Trials(spec, tmp_path, GraphPlan("int4"), FEEDS))
     found = next(row for row in report.rows if row.pattern == "layers.2.*")
     assert found.error == pytest.approx(expected, rel=0.05)  # the report runs without onnxruntime's packed weights
     assert found.share == pytest.approx(2 * WIDTH / (10 * WIDTH + 40))
@@ -77,7 +84,7 @@ def test_a_row_says_what_that_layer_costs_alone(tmp_path: Path) -> None:
 
 def test_excluded_matmuls_have_no_row(tmp_path: Path) -> None:
     spec = layered(tmp_path, bad=None)
-    report = sensitivity("vision", spec, tmp_path, GraphPlan("fp16", exclude=("layers.0.*", "lm_head")), FEEDS[:1])
+    report = sensitivity("vision", Trials(spec, tmp_path, GraphPlan("fp16", exclude=("layers.0.*", "lm_head")), FEEDS[:1]))
     assert not any(row.pattern.startswith("layers.0") or row.pattern == "lm_head" for row in report.rows)
 
 
