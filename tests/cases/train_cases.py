@@ -56,10 +56,10 @@ def timeless_records(out: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in ("seconds", "tokens_per_s")} for record in records]
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
+def assert_same_run(found: Path, expected: Path, steps: int = STEPS) -> None:
     """Equal to the bit: final weights, optimizer state, and every number of every step but its time."""
     assert same_weights(found, expected)
-    moments = [load_file(run / "checkpoints" / f"step-{STEPS}" / "optimizer.safetensors") for run in (found, expected)]
+    moments = [load_file(run / "checkpoints" / f"step-{steps}" / "optimizer.safetensors") for run in (found, expected)]
     assert all(torch.equal(moments[0][name], moments[1][name]) for name in moments[1])
     assert timeless_records(found) == timeless_records(expected)
     assert leftovers(found) == []
