@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from bisect_cases import GQA, change, edited
 
 from drivekd.export import bundle_from_checkpoint
+from drivekd.export.parity.bisect import bisect
 from drivekd.export.settings import plan_from_options
 from drivekd.runtime import check_bundle, read_bundle
 
@@ -35,3 +38,13 @@ def test_fp16_does_not_overflow(real_checkpoint: Path, tmp_path: Path) -> None:
     assert min(agreement(tmp_path / "bundle").values()) >= 0.9
     replay = check_bundle(tmp_path / "bundle").replay
     assert replay is not None and replay.passed
+
+
+@pytest.mark.slow
+def test_a_fault_in_one_of_thirty_layers_is_named(real_bundle: Path) -> None:
+    """And none where none is: activations of pretrained layers differ by orders of magnitude."""
+    bundle = read_bundle(real_bundle)
+    assert bisect(bundle).passed
+    report = bisect(edited(bundle, GQA, change("layers.17.mlp.down_proj.weight", np.flipud)))
+    assert report.first is not None
+    assert (report.first.graph, report.first.value) == (GQA, "layers.17.output")

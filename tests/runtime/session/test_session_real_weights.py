@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from drivekd.images import RGBImage
-from drivekd.runtime import Session
+from drivekd.runtime import Session, WorkerSession
 from drivekd.runtime.answers.schemas import valid_answer, with_cameras
 
 pytestmark = [pytest.mark.numerics, pytest.mark.real]
@@ -61,3 +63,15 @@ def test_structured_answers_fit_and_force_tokens(session: Session, images: dict[
         schema = with_cameras(session.schemas[name], tuple(images))
         assert valid_answer(schema, answer.structured) is None, "cameras were strings of digits, actions and objects came again"
     assert session.counts["tokens_forced"] > 20, "keys and the rest of names"
+
+
+@pytest.mark.slow
+def test_a_worker_says_the_same_and_keeps_its_deadline(session: Session, real_bundle: Path, images: dict[str, RGBImage]) -> None:
+    expected = texts(session, images), texts(session, images, structured=True)
+    with WorkerSession(real_bundle, threads=os.cpu_count()) as worker:
+        answers = [worker.answer(images, max_new_tokens=WORDS, structured=structured) for structured in (False, True)]
+        found = [{name: (answer.text, answer.mean_logprob) for name, answer in given.items()} for given in answers]
+        assert (found[0], found[1]) == expected
+        late = worker.answer(images, deadline_ms=1, structured=True)
+    assert all(answer.structured is not None and not answer.complete for answer in late.values())
+    assert {answer.finish_reason for answer in late.values()} == {"deadline"}
