@@ -1,7 +1,7 @@
 """One typed YAML tree for a run. Unknown keys are refused; every field has a type, a default that works, a unit and a sentence.
 
     seed
-    student      which checkpoint, which parts train
+    student      which checkpoint, which parts train, in how many bits they compute
     teachers     one checkpoint per capability (any subset; none = supervised fine-tuning)
     data         training, unlabelled and validation records
     signals      what attention to distil, from which layers, how strongly
@@ -49,10 +49,25 @@ class LoraConfig(Section):
     )
 
 
+class QuantizationConfig(Section):
+    precision: Literal["int4", "int8"] = Field(
+        default="int4", description="Of the decoder's weights; vision tower, projector and embedding have 8 bits."
+    )
+    block: Literal[32, 64, 128] = Field(default=32, description="Weights that share a scale.")
+    exclude: list[str] = Field(default=[], description='MatMuls that stay float, as "layers.7.*"; as in `drivekd export`.')
+    int8: list[str] = Field(default=["lm_head"], description="MatMuls that get 8 bits.")
+    last_steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Quantize what trains in the last steps alone; 0 = from the start. What is frozen always is."
+    )
+
+
 class StudentConfig(Section):
     checkpoint: Path = Field(description="Directory in the Hugging Face layout to start from.")
     lora: LoraConfig | None = Field(
         default=None, description="Train adapters (peft) in the language model instead of its weights."
+    )
+    quantization: QuantizationConfig | None = Field(
+        default=None, description="Compute with the weights that an int4 or int8 bundle will have."
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute layers in backward: less memory, about a third slower."
@@ -67,6 +82,15 @@ class StudentConfig(Section):
     def _adapters_need_their_part(self) -> StudentConfig:
         if self.lora is not None and "language_model" not in self.train:
             raise ValueError(f"lora adapts the language model, but student.train = {self.train} leaves it out")
+        return self
+
+    @model_validator(mode="after")
+    def _dropout_cannot_be_rounded(self) -> StudentConfig:
+        if self.quantization is not None and self.lora is not None and self.lora.dropout > 0:
+            raise ValueError(
+                f"student.lora.dropout = {self.lora.dropout} with student.quantization: what is rounded is the sum of base and "
+                "adapter, and no sum holds an adapter with dropout; use student.lora.dropout = 0"
+            )
         return self
 
 
@@ -241,6 +265,18 @@ class RunConfig(Section):
         if patience and not (self.data.validation and self.training.validate_every_steps):
             raise ValueError(
                 f"training.early_stop_patience is {patience}; it needs data.validation and training.validate_every_steps > 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _last_steps_are_reached(self) -> RunConfig:
+        last = self.student.quantization.last_steps if self.student.quantization is not None else 0
+        if last > self.training.steps:
+            raise ValueError(f"student.quantization.last_steps is {last}, but training.steps is {self.training.steps}")
+        if last and self.training.early_stop_patience:
+            raise ValueError(
+                f"student.quantization.last_steps is {last} with training.early_stop_patience: a run that stops early may never "
+                "come to its last steps; use last_steps: 0, or no early stop"
             )
         return self
 

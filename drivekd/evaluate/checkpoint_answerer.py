@@ -1,14 +1,14 @@
 """A checkpoint that answers many questions: each distinct image goes through the vision tower once, texts in batches.
 
 Decoding is greedy. Rows are padded on the left, so that all of them generate in the same column; a row leaves the batch when its
-turn ends.
+turn ends. Where the checkpoint holds weight_scales.safetensors, it answers with the rounded weights: they are what will run.
 
     B prompts, S tokens of the longest, D width, V vocabulary, A rotary axes
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,9 @@ from drivekd.files import checkpoint_digest
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import PixelValues, load_image
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
+from drivekd.quantization.form import WeightForm
+from drivekd.quantization.rounded_model import round_model
+from drivekd.quantization.scales import read_scales
 from drivekd.sample import Sample
 
 
@@ -109,7 +112,12 @@ class CheckpointAnswerer:
         self.digest = checkpoint_digest(checkpoint.path)
         self._processor = load_processor(checkpoint)
         self._device = torch.device(device)
-        self._model = load_model(checkpoint).to(self._device).eval()
+        self._model = load_model(checkpoint).eval()
+        scales, forms = read_scales(checkpoint.path)
+        if forms:
+            round_model(self._model, scales, forms)
+            self.name += f" ({told(forms.values())})"
+        self._model.to(self._device)
         self._batch_size = batch_size
         self._max_new_tokens = max_new_tokens
 
@@ -176,6 +184,12 @@ class CheckpointAnswerer:
             return processor.normalize(processor.resize(load_image(image)))
         except DataError as error:
             raise DataError(f"{user.source}: images: {error}") from error
+
+
+def told(forms: Iterable[WeightForm]) -> str:
+    """Of the rounded layers of a model: "weights rounded: int4 in blocks of 32, int8 in blocks of 32"."""
+    kinds = sorted({(form.bits, form.block) for form in forms})
+    return "weights rounded: " + ", ".join(f"int{bits} in blocks of {block}" for bits, block in kinds)
 
 
 def _shown(sample: Sample, images: ImageSetting) -> tuple[Path | None, ...]:

@@ -100,7 +100,8 @@ def rounded(weight: Tensor, scales: Tensor, form: WeightForm) -> Tensor:
 
 def in_blocks(weight: Tensor, block: int) -> Tensor:
     """[N, K] -> [N, ceil(K / B), B], zeros behind K."""
-    padded = F.pad(weight, (0, -weight.shape[1] % block))
+    missing = -weight.shape[1] % block
+    padded = F.pad(weight, (0, missing)) if missing else weight  # pad copies, also when nothing is missing
     return padded.reshape(len(weight), -1, block)
 
 

@@ -33,7 +33,7 @@ ARROWS = {
     "quantization": set(),
     "distill": {"data", "models", "quantization"},
     "analyze": {"data", "models", "distill"},
-    "evaluate": {"data", "models", "runtime"},  # it scores bundles as well as checkpoints
+    "evaluate": {"data", "models", "quantization", "runtime"},  # it scores bundles as well as checkpoints
     "export": {"data", "models", "quantization", "distill", "evaluate", "runtime"},
     "demo": {"data", "world", "models", "distill", "evaluate", "export", "runtime"},
     "cli": {"data", "world", "distill", "analyze", "evaluate", "export", "runtime", "demo"},

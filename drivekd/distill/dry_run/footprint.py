@@ -19,14 +19,15 @@ Setting = tuple[str, str]  # key, value as in --set
 class Footprint:
     """Bytes on one device, named as torch does.
 
-    optimizer: AdamW's moments. gradients: the rows of all objectives, when they are full. activations: what else came and went in
-    the largest step. growth: kept features of pictures that a long run has and a few steps have not. other: Python, libraries and
-    records. available: what this process may hold in all.
+    rounded: weights in fewer bits, made once a step. optimizer: AdamW's moments. gradients: the rows of all objectives, when they
+    are full. activations: what else came and went in the largest step. growth: kept features of pictures that a long run has and
+    a few steps have not. other: Python, libraries and records. available: what this process may hold in all.
     """
 
     device: str = "cpu"
     student: int = 0
     teachers: int = 0
+    rounded: int = 0
     optimizer: int = 0
     gradients: int = 0
     activations: int = 0
@@ -37,7 +38,7 @@ class Footprint:
     @property
     def parts(self) -> dict[str, int]:
         """Bytes by what takes them, in the order of a table."""
-        names = ("student", "teachers", "optimizer", "gradients", "activations", "growth", "other")
+        names = ("student", "teachers", "rounded", "optimizer", "gradients", "activations", "growth", "other")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -39,6 +39,7 @@ def footprints(trainer: Trainer, measurement: Measurement, base_bytes: int, num_
             device=name,
             student=weights_bytes(trainer.student) if mine else 0,
             teachers=sum(weights_bytes(teacher.model) for teacher in teachers if str(_numbered(teacher.device)) == name),
+            rounded=trainer.rounding.most_bytes if mine and trainer.rounding is not None else 0,
             optimizer=_optimizer_bytes(trainer) if mine else 0,
             gradients=measurement.rows.most_bytes if rows_here else 0,
             growth=sum(_growth(trainer, tower, measurement.num_images, num_images) for tower in _towers_on(trainer, name)),

@@ -30,6 +30,7 @@ from drivekd.distill.teachers.caches import Caches, can_be_cached
 from drivekd.distill.teachers.features import ImageFeatures
 from drivekd.distill.training.checkpoint import Validations, write_student
 from drivekd.distill.training.gradients import GradientRows
+from drivekd.distill.training.optimizer import is_scale
 from drivekd.distill.training.trainer import Trainer
 from drivekd.files import file_digest
 from drivekd.log import ProgressLine
@@ -239,7 +240,10 @@ def expected_files(trainer: Trainer) -> FileCosts:
     """The bytes of a checkpoint and of final/, from the sizes of their tensors; their JSON files are left out, seconds are 0."""
     trained = sum(parameter.numel() for parameter in trainer.names)
     whole = sum(parameter.numel() for name, parameter in trainer.student.named_parameters() if ".lora_" not in name)
-    saved = whole if trainer.config.student.lora is None else trained
+    scales = sum(
+        parameter.numel() for parameter, name in trainer.names.items() if is_scale(name)
+    )  # in a file of their own besides
+    saved = whole + scales if trainer.config.student.lora is None else trained
     return FileCosts(4 * (saved + 2 * trained), 0.0, 4 * whole, 0.0)
 
 

@@ -102,9 +102,12 @@ def dry_run(config: RunConfig, out: Path = Path("runs")) -> Plan:
 
 
 def measured_config(config: RunConfig) -> RunConfig:
-    """The run's settings, with no cache on disk and a learning rate that moves nothing."""
+    """The run's settings, with no cache on disk and a learning rate that moves nothing; every step rounds weights if any does."""
     optimizer = config.optimizer.model_copy(update={"learning_rate": STILL})
-    return with_cache_in(None, config.model_copy(update={"optimizer": optimizer}))
+    student, quantization = config.student, config.student.quantization
+    if quantization is not None:
+        student = student.model_copy(update={"quantization": quantization.model_copy(update={"last_steps": 0})})
+    return with_cache_in(None, config.model_copy(update={"optimizer": optimizer, "student": student}))
 
 
 def sample_rows(samples: TrainingSamples) -> list[Row]:

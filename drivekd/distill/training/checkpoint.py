@@ -3,6 +3,8 @@
 checkpoints/step-N
     model.safetensors, config.json, tokenizer.json, ...   the student as it is; with LoRA instead:
     trained.safetensors                                   what trains, by name: the base is not written again
+    weight_scales.safetensors, trained.safetensors        with student.quantization: the scales that were computed with (see
+                                                          drivekd/quantization/scales.py); their logarithms, which train
     prompts.json                                          the questions an exported bundle asks by default
     optimizer.safetensors                                 AdamW's moments by parameter name
     training_state.json                                   TrainingState, the validations so far in it
@@ -15,7 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,9 +34,12 @@ from drivekd.files import file_digest, remove_leftovers, whole_directory, write_
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.models import load_model
+from drivekd.quantization.form import WeightForm
+from drivekd.quantization.linears import HEAD
+from drivekd.quantization.scales import write_scales
 from drivekd.sample import CAPABILITIES
 
-from .optimizer import OPTIMIZER_FILE
+from .optimizer import OPTIMIZER_FILE, is_scale
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 class SavedStudent:
     """What a student's files are made from. trained: the whole of each tensor that trains, by name; model has the frozen ones.
 
-    source: what training started from.
+    source: what training started from. scales, forms: of rounded layers, by their names in the graphs.
     """
 
     model: PreTrainedModel
@@ -74,6 +79,18 @@ class SavedStudent:
     source: Checkpoint
     config: StudentConfig
     prompts: PromptsConfig
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
+    forms: Mapping[str, WeightForm] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """What trains of a model as everyone knows it, without the scales' logarithms."""
+        return {name: value for name, value in self.trained.items() if not is_scale(name)}
+
+    @property
+    def log_scales(self) -> dict[str, Tensor]:
+        """The logarithms alone."""
+        return {name: value for name, value in self.trained.items() if is_scale(name)}
 
 
 @dataclass(frozen=True)
@@ -96,18 +113,20 @@ class TrainingState:
 def write_student(directory: Path, student: SavedStudent) -> None:
     """Write a whole model, processor files and prompts into an existing directory; what `drivekd export` and `eval` take.
 
-    With LoRA the base is read again: what is merged into is the checkpoint that training started from, in fp32.
+    With LoRA the base is read again: what is merged into is the checkpoint that training started from, in fp32. What trains is
+    written as its masters; with their scales they are rounded to the very weights that training computed with.
     """
     _copy_processor_files(student.source.path, directory)
     write_whole_json(directory / "prompts.json", _prompts(student.prompts))
+    if student.scales:
+        write_scales(directory, student.scales, student.forms)
     lora = student.config.lora
     if lora is None:
-        frozen = {name: value for name, value in student.model.named_parameters() if name not in student.trained}
-        student.model.save_pretrained(directory, state_dict={**frozen, **student.trained})
+        student.model.save_pretrained(directory, state_dict={**_frozen(student), **student.weights})
         return
     base = load_model(student.source)
     with torch.no_grad():
-        base.load_state_dict(merged(dict(base.named_parameters()), student.trained, lora), strict=False)
+        base.load_state_dict(merged(dict(base.named_parameters()), student.weights, lora), strict=False)
     base.save_pretrained(directory)
     if student.config.train == ["language_model"]:
         write_adapter(directory / "adapter", student.model, lora, student.source.path, student.trained)
@@ -123,6 +142,8 @@ def write_checkpoint(directory: Path, student: SavedStudent, moments: Mapping[st
     with whole_directory(directory) as temporary:
         if student.config.lora is None:
             write_student(temporary, student)
+            if student.log_scales:
+                save_file(_savable(student.log_scales), temporary / TRAINED_FILE)
         else:
             save_file(_savable(student.trained), temporary / TRAINED_FILE)
         save_file(_savable(moments), temporary / OPTIMIZER_FILE)
@@ -159,16 +180,23 @@ def remove_old_checkpoints(checkpoints: Path, keep: int) -> None:
 @torch.no_grad()
 def restore_weights(directory: Path, config: StudentConfig, names: Mapping[nn.Parameter, str]) -> None:
     """Put what trains back into the parameters, wherever they lie. Raises CheckpointError when it is of another student."""
-    if config.lora is None:
-        weights: Mapping[str, Tensor] = dict(load_model(directory).named_parameters())
-    else:
-        weights = load_file(directory / TRAINED_FILE)
+    weights = dict[str, Tensor]() if config.lora is not None else dict(load_model(directory).named_parameters())
+    if (directory / TRAINED_FILE).is_file():
+        weights |= load_file(directory / TRAINED_FILE)
     for parameter, name in names.items():
         if name not in weights or weights[name].shape != parameter.shape:
             raise CheckpointError(
                 f"{directory}: no weights for {name} of shape {list(parameter.shape)}; it is of another student"
             )
         parameter.copy_(placed(weights[name], parameter))
+
+
+def _frozen(student: SavedStudent) -> dict[str, Tensor]:
+    """A tied head that was rounded apart from the embedding is not of the model: its scales say what it is."""
+    model = student.model
+    tied = bool(model.config.tie_word_embeddings)
+    names = {name: value for name, value in model.named_parameters() if name not in student.trained}
+    return {name: value for name, value in names.items() if not (tied and name == f"{HEAD}.weight")}
 
 
 def _copy_processor_files(source: Path, directory: Path) -> None:

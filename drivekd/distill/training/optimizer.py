@@ -1,18 +1,33 @@
-"""The learning rate of a step, and AdamW's moments as a checkpoint keeps them."""
+"""AdamW, the learning rate of a step, and AdamW's moments as a checkpoint keeps them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from drivekd.config import OptimizerConfig
+from drivekd.distill.training.rounding import LOG_SCALES
 from drivekd.distill.training.sharding import placed
 from drivekd.errors import CheckpointError
+
+
+def adamw(names: Mapping[nn.Parameter, str], settings: OptimizerConfig) -> torch.optim.AdamW:
+    """Over what trains. Scales of rounded weights do not decay: towards 1 is no smaller model."""
+    weights = [parameter for parameter, name in names.items() if not is_scale(name)]
+    scales = [parameter for parameter, name in names.items() if is_scale(name)]
+    groups: list[dict[str, Any]] = [{"params": weights}, *([{"params": scales, "weight_decay": 0.0}] if scales else [])]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def is_scale(name: str) -> bool:
+    """Whether a parameter is the logarithms of a rounded weight's scales."""
+    return name.endswith(f".{LOG_SCALES}")
 
 
 def learning_rate(settings: OptimizerConfig, step: int, num_steps: int) -> float:

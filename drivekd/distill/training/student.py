@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 from drivekd.config import LoraConfig, RunConfig, StudentConfig
 from drivekd.data.batch import Collator
 from drivekd.distill.teachers.features import trains_vision
+from drivekd.distill.training.rounding import ADAPTER, Rounding, adapted_weight
 from drivekd.errors import ConfigError
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.models import language_model, load_model, modules_of
@@ -38,7 +39,6 @@ from drivekd.models.probe import CAPTURE_ATTENTION
 from drivekd.models.swiglu import recompute_products
 from drivekd.sample import Sample
 
-ADAPTER = "default"
 _DOWN, _UP = f".lora_A.{ADAPTER}.weight", f".lora_B.{ADAPTER}.weight"
 
 
@@ -68,10 +68,10 @@ def check_targets(model: PreTrainedModel, targets: list[str]) -> None:
             )
 
 
-def hold_frozen_linears_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Frozen weights and biases of the language model's linear layers in the dtype that autocast computes with."""
+def hold_frozen_linears_in(model: PreTrainedModel, dtype: torch.dtype, *, keep: Collection[nn.Module] = ()) -> None:
+    """Frozen weights and biases of the language model's linear layers in the dtype of autocast, but for the modules of `keep`."""
     for module in language_model(model).modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and module not in keep:
             for parameter in module.parameters():
                 if not parameter.requires_grad:
                     parameter.data = parameter.data.to(dtype)
@@ -87,8 +87,8 @@ def merged(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], config: Lo
         if name.endswith(_DOWN):
             layer = name.removesuffix(_DOWN)
             weight = base[f"{layer}.weight"]
-            up, down = trained[layer + _UP].to(weight.device), value.to(weight.device)
-            changed[f"{layer}.weight"] = weight + config.alpha / config.rank * (up @ down)  # [out, in]
+            summed = adapted_weight(weight.to(value.device), trained[layer + _UP], value, config)  # where, and as, training adds
+            changed[f"{layer}.weight"] = summed.to(weight.device)  # [out, in]
         elif not name.endswith(_UP):
             changed[name] = value
     return changed
@@ -124,12 +124,14 @@ def _peft_config(model: PreTrainedModel, config: LoraConfig, source: Path) -> Pe
 
 @dataclass(frozen=True)
 class Student:
-    """names: the trainable parameters and what they are called; frozen_vision: no weight in front of the language model moves."""
+    """names: the trainable parameters and what they are called; frozen_vision: no weight in front of the language model moves.
+    rounding: None where it computes with its weights as they are."""
 
     model: PreTrainedModel
     collate: Collator
     names: dict[nn.Parameter, str]
     frozen_vision: bool
+    rounding: Rounding | None = None
 
 
 def load_student(
@@ -139,11 +141,14 @@ def load_student(
     camera_size_px: tuple[int, int] | None = None,
     *,
     compute_dtype: torch.dtype = torch.float32,
+    held_dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> Student:
     """Load fp32 master weights and mark what trains: whole parts, or adapters (drawn from `seed`) in the language model.
 
-    Raises CheckpointError, and ConfigError for adapters on layers that do not exist.
+    compute_dtype: of autocast; held_dtype: of linear layers that adapters leave frozen.
+
+    Raises CheckpointError, and ConfigError for adapters on layers, or patterns of layers, that do not exist.
     """
     processor = load_processor(checkpoint, camera_size_px=camera_size_px)
     model = load_model(checkpoint, attention=CAPTURE_ATTENTION)
@@ -155,15 +160,18 @@ def load_student(
     for name in whole:
         for module in modules_of(model, name):
             module.requires_grad_(True)
-    if config.lora is not None and compute_dtype != torch.float32:
-        hold_frozen_linears_in(model, compute_dtype)
+    rounding = None
+    if config.quantization is not None:
+        rounding = Rounding(model, config.quantization, checkpoint, lora=config.lora, compute_dtype=compute_dtype)
+    if config.lora is not None and held_dtype != torch.float32:
+        hold_frozen_linears_in(model, held_dtype, keep=rounding.masters if rounding is not None else ())
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     else:
         decoder: Any = language_model(model)
         recompute_products(decoder.layers)
     model.to(device).train()
-    return Student(model, Collator(processor), trainable(model), not trains_vision(config))
+    return Student(model, Collator(processor), trainable(model), not trains_vision(config), rounding)
 
 
 def trainable(model: nn.Module) -> dict[nn.Parameter, str]:

@@ -106,6 +106,8 @@ def _run(trainer: Trainer, out: Path, inputs: Mapping[str, str], validations: Va
                 trainer.fill_cache()
         with _stop_requested() as stop:
             while trainer.steps_done < settings.steps and not validations.exhausted(settings.early_stop_patience):
+                if trainer.begins_rounding:  # what was validated so far is no student of the kind that is wanted
+                    validations = Validations(last=validations.last)
                 with _explained(config, out):
                     record = trainer.step()
                     validations = _validated(trainer, validations, record)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from drivekd.distill.training.checkpoint import (
 )
 from drivekd.distill.training.gradients import GradientRows
 from drivekd.distill.training.objectives import Objectives, StepSize
-from drivekd.distill.training.optimizer import learning_rate, optimizer_tensors, restore_optimizer
+from drivekd.distill.training.optimizer import adamw, is_scale, learning_rate, optimizer_tensors, restore_optimizer
 from drivekd.distill.training.parallel import Turn, join, resolve_device
 from drivekd.distill.training.sharding import gathered, place, whole_number
 from drivekd.distill.training.student import load_student, seed_dropout
@@ -44,6 +44,7 @@ from drivekd.errors import ConfigError, TrainingError
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.host_memory import return_freed_memory, return_large_blocks
 from drivekd.log import logger
+from drivekd.quantization.form import WeightForm
 from drivekd.sample import Sample
 
 __all__ = ["Trainer", "TrainingSamples", "resolve_device"]
@@ -64,8 +65,8 @@ class Trainer:
     """Student, teachers, optimizer and data order of one run; `step()` does one optimizer step.
 
     checkpoint (what the student starts from), student, teachers, features, names (trainable parameter -> its name), rows,
-    gradients, objectives, optimizer; samples, labelled, unlabelled (streams of packs), collate; caches, parallel, placement,
-    device; steps_done.
+    gradients, objectives, optimizer, rounding (None without student.quantization); samples, labelled, unlabelled (streams of
+    packs), collate; caches, parallel, placement, device; steps_done.
     """
 
     def __init__(self, config: RunConfig, samples: TrainingSamples) -> None:
@@ -91,8 +92,11 @@ class Trainer:
         camera = config.data.camera_size_px
         held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
         self.checkpoint = Checkpoint.open(config.student.checkpoint)
-        loaded = load_student(self.checkpoint, config.student, self.device, camera, compute_dtype=held, seed=config.seed)
+        loaded = load_student(
+            self.checkpoint, config.student, self.device, camera, compute_dtype=dtype, held_dtype=held, seed=config.seed
+        )
         self.student, self.collate, self.names = loaded.model, loaded.collate, loaded.names
+        self.rounding = loaded.rounding
         self.caches = Caches(config, self.collate, writer=self.parallel.rank)
         towers = Towers(self.collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
         self.features = (
@@ -118,7 +122,7 @@ class Trainer:
         self.names = {parameter: name for name, parameter in self.student.named_parameters() if name in trainable}
         offload, settings = self.config.training.offload_gradients, self.config.optimizer
         self.gradients = GradientRows(list(self.names), len(self.rows.names), offload=offload)
-        self.optimizer = torch.optim.AdamW(list(self.names), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = adamw(self.names, settings)
 
     def packs_of(self, samples: Sequence[Sample]) -> list[Pack]:
         """The samples as `training.packing` puts them together."""
@@ -145,6 +149,8 @@ class Trainer:
     def step(self) -> dict[str, Any]:
         """One optimizer step; returns its record for metrics.jsonl. Raises TrainingError on NaN."""
         started_s = time.perf_counter()
+        if self.begins_rounding:
+            self._begin_rounding()
         packs = self.step_packs()
         samples = [sample for pack in packs for sample in pack]
         losses, tokens, reconciled = self._reconciled_gradients(packs, samples)
@@ -165,6 +171,26 @@ class Trainer:
             "seconds": seconds,
         }
 
+    @property
+    def begins_rounding(self) -> bool:
+        """Whether the next step is the first one that computes with rounded weights, after others that did not."""
+        settings = self.config.student.quantization
+        if self.rounding is None or settings is None or self.rounding.active:
+            return False
+        return self.steps_done >= self.config.training.steps - settings.last_steps
+
+    def _begin_rounding(self) -> None:
+        """Scales are new parameters now: with a step count that others have, Adam's first steps would be three times as long."""
+        assert self.rounding is not None
+        self.rounding.begin()
+        for parameter, name in self.names.items():
+            if is_scale(name):
+                self.optimizer.state.pop(parameter, None)
+
+    def _rounded_once(self) -> AbstractContextManager[None]:
+        """While weights stay as they are."""
+        return nullcontext() if self.rounding is None else self.rounding.held()
+
     def step_packs(self) -> list[Pack]:
         """What the next step learns from."""
         training = self.config.training
@@ -184,7 +210,8 @@ class Trainer:
         records: list[ReconcileRecord] = []
         self.gradients.zero()
         self._suspects: set[str] = set()  # records of micro-batches whose loss is not finite
-        with nullcontext() if self.parallel.sharded else self.parallel.agreed():  # shards communicate in every pass
+        together = nullcontext() if self.parallel.sharded else self.parallel.agreed()  # shards communicate in every pass
+        with together, self._rounded_once():
             for index, turn in enumerate(self._turns(packs)):
                 batch = self.collate(turn.micro_batch).to(self.device)
                 losses = self._add_gradients(batch, size, counts=turn.counts)
@@ -274,7 +301,7 @@ class Trainer:
         self.student.eval()
         total = 0.0
         chunks = micro_batches(self.packs_of(samples), self.config.training.micro_batch_size, self.num_tokens)
-        with nullcontext() if self.parallel.sharded else self.parallel.agreed():
+        with nullcontext() if self.parallel.sharded else self.parallel.agreed(), self._rounded_once():
             for turn in self.parallel.turns(chunks, self._cost, lambda _: None):
                 with self._losses(self._supervised, self.collate(turn.micro_batch).to(self.device), StepSize(0, 1, 1)) as losses:
                     total += sum(float(loss) for loss in losses.values()) * turn.counts
@@ -286,7 +313,10 @@ class Trainer:
         """What the student's files are made from. All processes call it; the main one has the tensors."""
         weights = {name: parameter.detach() for parameter, name in self.names.items()}
         trained = gathered(weights, keep=self.parallel.is_main)
-        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, self.config.prompts)
+        scales, forms = dict[str, Tensor](), dict[str, WeightForm]()
+        if self.rounding is not None:
+            scales, forms = self.rounding.scales(trained, self.names, self.device), self.rounding.forms
+        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, self.config.prompts, scales, forms)
 
     def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
         """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""
@@ -315,6 +345,9 @@ class Trainer:
         restore_optimizer(directory, self.optimizer, self.names)
         self._reconciler.load_state_dict(state.weighting)
         self.steps_done = state.step
+        if self.rounding is not None and self.config.student.quantization is not None:
+            first = self.config.training.steps - self.config.student.quantization.last_steps
+            self.rounding.active = self.rounding.active or self.steps_done > first
         if (state.threads, state.torch) != (torch.get_num_threads(), torch.__version__):
             logger.warning(
                 "%s ran on %d CPU threads with torch %s, this run uses %d with torch %s: the result will not be equal bit for "

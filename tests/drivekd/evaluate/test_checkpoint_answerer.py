@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +30,9 @@ from drivekd.models.tiny import (
     train_tokenizer,
     write_checkpoint,
 )
+from drivekd.quantization.form import WeightForm, quantized
+from drivekd.quantization.linears import linear_layers
+from drivekd.quantization.scales import write_scales
 from drivekd.sample import Sample
 
 pytestmark = pytest.mark.numerics
@@ -178,3 +183,31 @@ def test_the_whole_way(folder: Path, samples: list[Sample]) -> None:
     report = evaluate(open_answerer(folder / "model", max_new_tokens=4), samples)
     assert report.answerer == str(folder / "model")
     assert report.row("planning").n == 15
+
+
+def test_a_checkpoint_with_scales_answers_with_its_rounded_weights(folder: Path, samples: list[Sample], tmp_path: Path) -> None:
+    """As does a checkpoint whose weights are those values already, its head tied or not."""
+    model: Any = load_model(folder / "model")
+    layers: Any = linear_layers(model)
+    forms = {name: WeightForm(4 if name.startswith("layers.0.") else 8, 32) for name in layers}
+    found = {name: quantized(layer.weight.detach().flatten(1), forms[name]) for name, layer in layers.items()}
+    shutil.copytree(folder / "model", tmp_path / "scaled")
+    write_scales(tmp_path / "scaled", {name: one.scales for name, one in found.items()}, forms)
+
+    table = model.get_input_embeddings().weight
+    model.lm_head.weight = torch.nn.Parameter(table.detach().clone())
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    table.data = quantized(table.detach(), WeightForm(8, 32)).dequantized()
+    for name, layer in linear_layers(model).items():
+        layer.weight.data = found[name].dequantized().view_as(layers[name].weight)
+    shutil.copytree(folder / "model", tmp_path / "by hand")
+    model.save_pretrained(tmp_path / "by hand")
+
+    plain, scaled, by_hand = (
+        CheckpointAnswerer(path, batch_size=8, max_new_tokens=MAX_NEW_TOKENS)
+        for path in (folder / "model", tmp_path / "scaled", tmp_path / "by hand")
+    )
+    assert scaled.answers(samples) == by_hand.answers(samples) != plain.answers(samples)
+    assert scaled.name == f"{tmp_path / 'scaled'} (weights rounded: int4 in blocks of 32, int8 in blocks of 32)"
+    assert plain.name == str(folder / "model")
+    assert scaled.digest != plain.digest

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivekd.quantization.form import SMALLEST_HALF, WeightForm, block_scales, fits_half, quantized, rounded, spread, stored
-from drivekd.quantization.straight_through import straight_through, trained_scales
+from drivekd.quantization.straight_through import CHUNK_VALUES, computed_weight, straight_through, trained_scales
 
 FORMS = [WeightForm(bits, block) for bits in (4, 8) for block in (32, 128)]
 
@@ -93,3 +93,35 @@ def test_a_weight_beyond_the_range_moves_its_scale_alone() -> None:
     straight_through(weight, logs, form)[0, 0].backward()
     assert weight.grad is not None and float(weight.grad[0, 0]) == 0.0
     assert logs.grad is not None and float(logs.grad) == pytest.approx(form.high * 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_known_result_is_returned_and_gradients_stay(dtype: torch.dtype) -> None:
+    form = WeightForm(4, 32)
+    weight = (weights(64, 300) * 1.3).requires_grad_()
+    logs = quantized(weights(64, 300), form).scales.log().requires_grad_()  # a third of the largest are beyond the range
+    known = computed_weight(weight.detach(), trained_scales(logs.detach()), form).to(dtype)
+    upstream = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
+    results = [straight_through(weight, logs, form).to(dtype), straight_through(weight, logs, form, known)]
+    assert torch.equal(results[0], results[1])
+    first, second = (torch.autograd.grad(result, (weight, logs), upstream) for result in results)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_rows_taken_a_few_at_a_time_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = WeightForm(4, 32)
+    weight, logs = (weights(64, 300) * 1.3).requires_grad_(), quantized(weights(64, 300), form).scales.log().requires_grad_()
+    upstream = torch.randn(64, 300, generator=torch.Generator().manual_seed(0))
+
+    def result() -> list[torch.Tensor]:
+        rounded_weight = straight_through(weight, logs, form)
+        return [rounded_weight.detach(), *torch.autograd.grad(rounded_weight, (weight, logs), upstream)]
+
+    whole = result()
+    beyond = (whole[1] == 0) & (upstream != 0)
+    assert 0 < int(beyond.sum()) < 0.1 * weight.numel()
+    ratio = weight.detach() / spread(trained_scales(logs.detach()), 32, 300)
+    assert torch.equal(beyond, (ratio <= form.low - 1) | (ratio >= form.high + 1))
+    monkeypatch.setitem(CHUNK_VALUES, "cpu", 1000)  # 3 rows
+    assert all(torch.equal(few, one) for few, one in zip(result(), whole, strict=True))

@@ -21,7 +21,7 @@ from drivekd.distill.dry_run import measured_footprint as footprint_measured
 from drivekd.distill.dry_run.disk_needs import first_that_fits
 from drivekd.distill.dry_run.footprint import Footprint, Shape, after, cheapest_fit
 from drivekd.distill.dry_run.measured_footprint import with_setting
-from drivekd.distill.dry_run.measured_steps import FileCosts, StepTimes, expected_files
+from drivekd.distill.dry_run.measured_steps import FileCosts, Measurement, StepTimes, expected_files
 from drivekd.distill.dry_run.plan import Plan, dry_run, measured_config
 from drivekd.distill.dry_run.run_times import Validation, num_checkpoints, num_validations, run_times
 from drivekd.distill.dry_run.workload import Order, Workload, count, representative
@@ -381,3 +381,18 @@ def test_the_rows_say_what_the_run_is(tiny_run: TinyRun, tmp_path: Path) -> None
     assert rows["epochs"].startswith("2.00 of the labelled packs, 1.00 of the unlabelled ones")
     assert rows["verdict"] == "fits"
     Plan([], None, None, []).check()
+
+
+def test_rounded_weights_are_a_part_of_memory(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """One copy of what trains and is rounded; also where it is rounded in the last steps alone, which are the largest then."""
+    settings = ("student.quantization={last_steps: 2}", "training.steps=4", "student.train=[language_model]")
+    trainer = Trainer(measured_config(tiny_run.config(*settings)), read_training_samples(tiny_run.config(*settings)))
+    measurement = Measurement(trainer)
+    measurement.warm_up(0)
+    (found,) = footprint_measured.footprints(trainer, measurement, 0, 6)
+    sizes = [p.numel() for name, p in trainer.student.named_parameters() if name.endswith("proj.weight") and "layers" in name]
+    head = trainer.student.lm_head.weight.numel()
+    assert found.rounded == 4 * (sum(sizes) + head)
+    rows = dict(dry_run(tiny_run.config(*settings), tmp_path / "run").rows)
+    assert "rounded" in rows["memory of cpu"]
+    assert "rounded" not in dict(dry_run(tiny_run.config("training.steps=1"), tmp_path / "run").rows)["memory of cpu"]

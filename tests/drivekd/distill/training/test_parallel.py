@@ -37,6 +37,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "own": ("projection.anchor=own", "training.packing=frame", "signals.mixing=sampled"),
     "starved": ("training.batch_size=1", "training.unlabelled_batch_size=2", "training.micro_batch_size=1"),
     "dynamic": ("signals.weighting=dynamic", "signals.reasoning.loss=kl", "student.train=[language_model]"),
+    "rounded": ("student.quantization={last_steps: 4}", "student.gradient_checkpointing=true"),
+    "rounded adapters": ("student.quantization={}", "student.train=[language_model]", "student.lora={rank: 4}"),
 }
 # Sums of two halves round otherwise than whole sums. Measured over all variants: 2.8e-6 of a norm in a record, and weights
 # apart by 2.4e-5 of the way that they have moved (1.4e-6 of the weights): AdamW divides by a gradient's size, so that a weight
