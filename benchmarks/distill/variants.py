@@ -75,6 +75,9 @@ VARIANTS: dict[str, Variant] = {
     "drivekd-routed-checkpointed": Variant("drivekd", ("signals.mixing=routed", LIVE, CHECKPOINTED)),
     "drivekd-mixed-vision": Variant("drivekd", ("signals.mixing=released", CACHE, VISION, "cache.signals=false")),
     "drivekd-routed": Variant("drivekd", ("signals.mixing=routed", LIVE)),
+    "drivekd-routed-int4": Variant(
+        "drivekd", ("signals.mixing=routed", LIVE, "student.quantization={}"), against="drivekd-routed"
+    ),
     "drivekd-sampled": Variant("drivekd", ("signals.mixing=sampled", LIVE)),
     "drivekd-routed-cached": Variant("drivekd", ("signals.mixing=routed", CACHE, SIGNALS, VISION)),
     "unpacked": Variant("drivekd", ("signals.mixing=routed", LIVE), records="frames", against="unpacked"),

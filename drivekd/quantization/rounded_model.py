@@ -2,7 +2,7 @@
 
 A head that is tied to the embedding is rounded by its own form, the embedding's rows by theirs, which need no scales in a file:
 
-    row = quantized(row of the embedding, 8 bits in blocks along the row)           as an export writes embedding.safetensors
+    row = quantized(row of the embedding, 8 bits in blocks along the row, half=True)        as embedding.safetensors keeps it
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .form import WeightForm, block_scales, fits_half, stored
+from .form import WeightForm, quantized
 from .linears import HEAD, linear_layers
 from .straight_through import computed_weight
 
@@ -56,13 +56,10 @@ def embedding_form(width: int, block: int) -> WeightForm:
 def round_embedding(model: PreTrainedModel, block: int, wanted: Callable[[], bool] = lambda: True) -> None:
     """From now on the embedding gives rounded rows, while `wanted` says so; its weight stays, and gets their gradients."""
 
-    def rounded_rows(embedding: Any, _: object, rows: Tensor) -> Tensor:
+    def rounded_rows(_: object, __: object, rows: Tensor) -> Tensor:
         if not wanted():
             return rows
-        table = embedding.weight.detach()
-        form = embedding_form(table.shape[1], block)
-        half = fits_half(block_scales(table, form))  # of the whole table: it is stored in one type
-        result: Tensor = _Rows.apply(rows, form, half)  # type: ignore[no-untyped-call]
+        result: Tensor = _Rows.apply(rows, embedding_form(rows.shape[-1], block))  # type: ignore[no-untyped-call]
         return result
 
     embedding: Any = model.get_input_embeddings()
@@ -73,11 +70,10 @@ class _Rows(torch.autograd.Function):
     """No weight of a block is beyond the range of its own scale, so that every gradient passes."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, form: WeightForm, half: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, form: WeightForm) -> Tensor:
         flat = rows.reshape(-1, rows.shape[-1])
-        scales = block_scales(flat, form)
-        return computed_weight(flat, stored(scales, half=True) if half else scales, form).view_as(rows)
+        return quantized(flat, form, half=True).dequantized().view_as(rows)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return grad, None, None
+        return grad, None

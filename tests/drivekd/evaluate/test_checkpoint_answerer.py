@@ -197,7 +197,7 @@ def test_a_checkpoint_with_scales_answers_with_its_rounded_weights(folder: Path,
     table = model.get_input_embeddings().weight
     model.lm_head.weight = torch.nn.Parameter(table.detach().clone())
     model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
-    table.data = quantized(table.detach(), WeightForm(8, 32)).dequantized()
+    table.data = quantized(table.detach(), WeightForm(8, 32), half=True).dequantized()
     for name, layer in linear_layers(model).items():
         layer.weight.data = found[name].dequantized().view_as(layers[name].weight)
     shutil.copytree(folder / "model", tmp_path / "by hand")

@@ -82,7 +82,7 @@ def exported(final: Path, block: int = 32) -> Any:
         values = rounded(weight.flatten(1), scales[name], form)
         layers[name].weight.data = Quantized(values, scales[name], form).dequantized().view_as(weight)
     table = model.get_input_embeddings().weight
-    table.data = quantized(table.detach(), WeightForm(8, block)).dequantized()
+    table.data = quantized(table.detach(), WeightForm(8, block), half=True).dequantized()
     return model
 
 
