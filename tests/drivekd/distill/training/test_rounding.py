@@ -287,6 +287,7 @@ def test_what_is_rounded_is_the_sum_of_base_and_adapter(tiny_run: TinyRun) -> No
     layer = trainer.rounding._layers["layers.1.self_attn.v_proj"]
     host = layer.host
     summed = host.base_layer.weight + 2.0 * (host.lora_B["default"].weight @ host.lora_A["default"].weight)
+    assert float((summed - host.base_layer.weight).detach().abs().max()) > 1e-2, "adapters have learnt"
     scales = layer.log_scales.detach().exp().half().float()
     assert torch.equal(layer._weight(), Quantized(rounded(summed, scales, layer.form), scales, layer.form).dequantized())
     moved = {name.rpartition(".")[0].rpartition(".")[2] for name in trainer.names.values()}
@@ -364,8 +365,8 @@ def test_the_first_steps_are_those_of_a_run_without_rounding(tiny_run: TinyRun) 
     assert late.rounding.active
     moved = master(late, "layers.0.mlp.up_proj").log_scales - first_scales(weights, WeightForm(4, 32)).log()
     rate = late.config.optimizer.learning_rate
-    assert float(moved.abs().max()) <= 1.01 * rate, "they begin at the weights as they are, with fresh moments"
-    assert float(moved.abs().max()) > 0
+    # they begin at the weights as they are, and with fresh moments: AdamW's first step is its rate
+    assert float(moved.abs().max()) == pytest.approx(rate, rel=1e-3)
 
 
 def test_before_the_last_steps_a_checkpoint_tells_of_no_rounding(tiny_run: TinyRun, tmp_path: Path) -> None:
