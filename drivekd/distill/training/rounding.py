@@ -31,7 +31,7 @@ from drivekd.quantization.form import WeightForm, block_scales, stored
 from drivekd.quantization.linears import HEAD, forms_of, linear_layers, matching, matmul_name
 from drivekd.quantization.rounded_model import round_embedding, round_layer, untie_head
 from drivekd.quantization.scales import SCALES_FILE, read_scales
-from drivekd.quantization.straight_through import computed_weight, straight_through, trained_scales
+from drivekd.quantization.straight_through import Known, known, straight_through, trained_scales
 
 ADAPTER = "default"
 LOG_SCALES = "log_scales"
@@ -46,7 +46,8 @@ def adapted_weight(weight: Tensor, up: Tensor, down: Tensor, lora: LoraConfig) -
 class Rounding:
     """What of a student computes in fewer bits. forms: of every layer, by its name in the graphs.
 
-    active: whether what trains is rounded now; what is frozen always is. most_bytes: of rounded weights that were held at once.
+    active: whether what trains is rounded now; what is frozen always is. holding: whether layers keep what they have rounded.
+    most_bytes: of rounded weights that were held at once.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Rounding:
         main = WeightForm(4 if config.precision == "int4" else 8, config.block)
         self.forms = forms_of(inputs, main, exclude=config.exclude, int8=config.int8)
         self.active = config.last_steps == 0
+        self.holding = False
         self.most_bytes = 0
         self._frozen: dict[str, Tensor] = {}
         self._layers: dict[str, _RoundedLayer] = {}
@@ -85,7 +87,6 @@ class Rounding:
         embedding: Any = model.get_input_embeddings()
         trains = embedding.weight.requires_grad
         round_embedding(model, config.block, (lambda: self.active) if trains else lambda: True)
-        self._holding = False
 
     def _round_frozen(self, model: PreTrainedModel, name: str, layer: Any, form: WeightForm) -> None:
         scales = self._given.get(name)
@@ -102,19 +103,14 @@ class Rounding:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within, what trains is rounded once and kept: no parameter may change before the end."""
-        self._holding = True
+        self.holding = True
         try:
             yield
         finally:
-            self._holding = False
+            self.holding = False
             self.most_bytes = max(self.most_bytes, sum(layer.num_bytes for layer in self._layers.values()))
             for layer in self._layers.values():
                 layer.known = None
-
-    @property
-    def holding(self) -> bool:
-        """Whether layers may keep what they have rounded."""
-        return self._holding
 
     def begin(self) -> None:
         """From now on what trains is rounded, too, with scales of its weights as they are now, where no checkpoint gave any."""
@@ -142,7 +138,7 @@ class _RoundedLayer:
     ) -> None:
         self.host = host
         self.form = form
-        self.known: Tensor | None = None
+        self.known: Known | None = None
         self._rounding, self._lora, self._dtype = rounding, lora, compute_dtype
         self._adapted = isinstance(host, LoraLayer)
         self.linear: Any = host.base_layer if self._adapted else host
@@ -160,7 +156,7 @@ class _RoundedLayer:
     @property
     def num_bytes(self) -> int:
         """What is kept of this step."""
-        return 0 if self.known is None else self.known.nbytes
+        return 0 if self.known is None else self.known.weight.nbytes
 
     @torch.no_grad()
     def start(self, given: Tensor | None) -> None:
@@ -191,8 +187,7 @@ class _RoundedLayer:
     def _weight(self) -> Tensor:
         if self._rounding.holding and self.known is None:
             with torch.no_grad():
-                scales = trained_scales(self.log_scales)
-                self.known = computed_weight(self._master(), scales, self.form).to(self._dtype)
+                self.known = known(self._master(), self.log_scales, self.form, self._dtype)
         if not self._adapted:
             return straight_through(self._master(), self.log_scales, self.form, self.known)
         # else autograd would keep every sum of base and adapter until its backward pass

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from drivekd.quantization.form import SMALLEST_HALF, WeightForm, block_scales, fits_half, quantized, rounded, spread, stored
-from drivekd.quantization.straight_through import CHUNK_VALUES, computed_weight, straight_through, trained_scales
+from drivekd.quantization.straight_through import CHUNK_VALUES, known, straight_through, trained_scales
 
 FORMS = [WeightForm(bits, block) for bits in (4, 8) for block in (32, 128)]
 
@@ -100,9 +100,9 @@ def test_a_known_result_is_returned_and_gradients_stay(dtype: torch.dtype) -> No
     form = WeightForm(4, 32)
     weight = (weights(64, 300) * 1.3).requires_grad_()
     logs = quantized(weights(64, 300), form).scales.log().requires_grad_()  # a third of the largest are beyond the range
-    known = computed_weight(weight.detach(), trained_scales(logs.detach()), form).to(dtype)
+    before = known(weight, logs, form, dtype)
     upstream = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)).to(dtype)
-    results = [straight_through(weight, logs, form).to(dtype), straight_through(weight, logs, form, known)]
+    results = [straight_through(weight, logs, form).to(dtype), straight_through(weight, logs, form, before)]
     assert torch.equal(results[0], results[1])
     first, second = (torch.autograd.grad(result, (weight, logs), upstream) for result in results)
     assert torch.equal(first[0], second[0])

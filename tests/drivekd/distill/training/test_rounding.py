@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_run import NO_TEACHERS, TinyRun, frame_samples, start_trainer, stepped
 from torch import Tensor, nn
 
@@ -129,6 +130,14 @@ def test_every_rounded_weight_is_the_same_to_the_bit(start: Start, tmp_path: Pat
     assert torch.equal(trainer.student.get_input_embeddings()(ids), model.get_input_embeddings()(ids))
 
 
+@pytest.mark.parametrize("name", ["all", "frozen language model", "adapters"])
+def test_a_tied_head_stays_tied_in_the_files(tiny_run: TinyRun, tmp_path: Path, name: str) -> None:
+    final = saved(start_trainer(tiny_run, *SETTINGS[name]), tmp_path / "final")
+    assert "lm_head.weight" not in load_file(final / "model.safetensors")
+    assert not any("log_scales" in key or "lora" in key for key in load_file(final / "model.safetensors"))
+    assert "lm_head" in read_scales(final)[1]
+
+
 def test_a_mixed_run_has_the_forms_that_it_asked_for(tiny_run: TinyRun, tmp_path: Path) -> None:
     _, forms = read_scales(saved(start_trainer(tiny_run, *SETTINGS["mixed"]), tmp_path / "final"))
     assert not any(name.startswith(("layers.1.", "vision.")) for name in forms)
@@ -217,8 +226,8 @@ def test_a_step_rounds_each_weight_once_and_forgets_it(tiny_run: TinyRun, monkey
     import drivekd.distill.training.rounding as module
 
     calls: list[int] = []
-    honest = module.computed_weight
-    monkeypatch.setattr(module, "computed_weight", lambda *of: calls.append(1) or honest(*of))
+    honest = module.known
+    monkeypatch.setattr(module, "known", lambda *of: calls.append(1) or honest(*of))
     trainer.step()
     assert len(calls) == len(trainer.rounding.forms)
     assert all(layer.known is None for layer in trainer.rounding._layers.values())
