@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.numpy
+import torch
 
 from drivekd.errors import BundleError, DataError, ExportError, UsageError
 from drivekd.files import whole_directory
@@ -50,7 +51,7 @@ from .source.prompts import PromptSet
 from .source.reference import take_reference
 from .source.repeatable import EXPORT_THREADS, repeatable
 from .source.source import Source, load_source
-from .trained import TrainedScales, as_trained
+from .trained import TrainedScales, as_trained, write_rounded_checkpoint
 
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
 EMBEDDING_FILE = "embedding.safetensors"
@@ -118,8 +119,9 @@ def _bundle_from_checkpoint(
     prompts: Mapping[str, str] | None,
     watched: Watched,
 ) -> ExportReport:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists and is not an empty directory; name another --out or remove it")
+    for flag, folder in (("--out", out), ("rounded_checkpoint", plan.settings.rounded_checkpoint)):
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} exists and is not an empty directory; name another {flag} or remove it")
     logger.info("reading %s", checkpoint)
     source = load_source(checkpoint, prompts)
     opened = source.checkpoint
@@ -265,6 +267,9 @@ def _rounded(
     forms = {layer: form for layer, width in widths.items() if (form := plan.form_of(layer, width)) is not None}
     half = plan.settings.activations == "fp16"
     found = quantize_weights(source.model, forms, embedding_form(spec), frames, trained.scales, half=half)
+    if plan.settings.rounded_checkpoint is not None:
+        before = torch.from_numpy(exported.embedding)
+        write_rounded_checkpoint(plan.settings.rounded_checkpoint, source.checkpoint.path, source.model, before, found)
     images, questions = list(exported.reference.images), list(exported.reference.questions)
     rounded = dataclasses.replace(
         exported,

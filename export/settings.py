@@ -50,6 +50,10 @@ class ExportSettings(Section):
     )
     calibration: Path | None = Field(default=None, description="Records on whose images and texts weights are rounded.")
     calibration_samples: int = Field(default=MOST_FRAMES, ge=1, description="How many of their frames, at most.")
+    rounded_checkpoint: Path | None = Field(
+        default=None,
+        description="Folder for the rounded model as a checkpoint, which student.quantization starts from.",
+    )
     evaluation: Path | None = Field(default=None, description="Labelled records for the accuracy beside the checkpoint's.")
     schemas: Path | None = Field(default=None, description="schemas.json of structured answers; drivekd's own without it.")
     sensitivity: bool = Field(default=False, description="Say which layers lose most, and what to exclude.")
@@ -101,7 +105,9 @@ def plan_from_options(precision: str = "fp32", overrides: Sequence[str] = ()) ->
     settings = _settings(overrides)
     vision, decoder = settings.vision or VISION_PRECISIONS.get(precision, precision), settings.decoder or precision
     plan = ExportPlan(
-        _graph_plan(vision, settings, VISION_INT8, int8_inputs=settings.calibration is not None),
+        _graph_plan(
+            vision, settings, VISION_INT8, int8_inputs=settings.calibration is not None and settings.rounded_checkpoint is None
+        ),
         _graph_plan(decoder, settings, settings.int8, int8_inputs=False),
         settings.embedding or EMBEDDING_PRECISIONS.get(decoder, decoder),
         settings,
@@ -139,6 +145,8 @@ def _check(plan: ExportPlan) -> None:
         raise UsageError("int8_inputs are of int8 graphs; give --precision int8")
     if settings.int8_inputs and settings.calibration is None:
         raise UsageError("int8_inputs are scaled by what camera images reach: give --set calibration=RECORDS.json")
+    if settings.rounded_checkpoint is not None and (not plan.rounds_weights or plan.vision.int8_inputs):
+        raise UsageError("rounded_checkpoint holds weights of int8 or int4, and no rounded inputs: give --precision int4")
     if settings.sensitivity and (not plan.rounds_weights or settings.calibration is None):
         raise UsageError("sensitivity needs int8 or int4, and --set calibration=RECORDS.json to run the graphs on")
     if settings.exclude and plan.is_exact:

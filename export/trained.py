@@ -1,23 +1,30 @@
-"""A checkpoint that was trained for few bits says itself in which form its weights serve: an export takes that as it is."""
+"""Checkpoints with weight_scales.safetensors: one that was trained for few bits says in which form its weights serve, an export
+takes that as it is; and an export can leave its rounded model as such a checkpoint, for training to go on from."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from drivekd.errors import CheckpointError, UsageError
+from drivekd.errors import CheckpointError, ExportError, UsageError
+from drivekd.files import whole_directory
 from drivekd.log import logger
-from drivekd.quantization.form import WeightForm
+from drivekd.quantization.form import Quantized, WeightForm
 from drivekd.quantization.linears import is_vision, matmul_name
-from drivekd.quantization.scales import SCALES_FILE, read_scales
+from drivekd.quantization.scales import SCALES_FILE, read_scales, write_scales
 
 from .settings import ExportPlan
 
 FIXED = ("block", "exclude", "int8", "int8_inputs")  # settings that such a checkpoint decides
+
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")  # ends of names that are not copied
 
 
 @dataclass(frozen=True)
@@ -61,3 +68,26 @@ def as_trained(plan: ExportPlan, checkpoint: Path, layers: Collection[str]) -> t
         decoder=replace(plan.decoder, block=block, exclude=left, int8=wide if precision == "int4" else ()),
     )
     return plan, TrainedScales(scales, forms)
+
+
+def write_rounded_checkpoint(
+    folder: Path, checkpoint: Path, model: PreTrainedModel, embedding: Tensor, found: Mapping[str, Quantized]
+) -> None:
+    """The rounded model in the layout that it was read in, and its scales, in a new folder.
+
+    checkpoint: whose other files are copied. embedding: [V, D] before it was rounded, which stays as it is, and with it a head
+    that is tied to it.
+    """
+    table = model.get_input_embeddings().weight
+    (name,) = (name for name, parameter in model.named_parameters() if parameter is table)
+    state = {**model.state_dict(), name: embedding}
+    if model.config.tie_word_embeddings:
+        state["lm_head.weight"] = embedding
+    with whole_directory(folder, error_type=ExportError) as directory:
+        for path in checkpoint.iterdir():
+            if path.is_file() and not path.name.endswith(WEIGHTS):
+                shutil.copyfile(path, directory / path.name)
+        model.save_pretrained(directory, state_dict=state)
+        write_scales(
+            directory, {layer: part.scales for layer, part in found.items()}, {layer: p.form for layer, p in found.items()}
+        )

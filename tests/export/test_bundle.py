@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import safetensors.torch
@@ -392,3 +393,46 @@ def test_the_runtime_answers_without_torch_transformers_or_onnx(bundle: Path) ->
 def test_building_engines_imports_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from drivekd.export import engines_from_bundle"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.fixture(scope="module")
+def rounded(family_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle of int4, rounded on records, and the rounded checkpoint that was written beside it."""
+    folder = tmp_path_factory.mktemp("rounded")
+    overrides = [f"calibration={family_run.folder / 'train.json'}", f"rounded_checkpoint={folder / 'checkpoint'}", "bits=4.8"]
+    bundle_from_checkpoint(family_run.student, folder / "bundle", plan=plan_from_options("int4", overrides))
+    return folder / "bundle", folder / "checkpoint"
+
+
+def test_a_rounded_checkpoint_is_exported_as_it_is(rounded: tuple[Path, Path], tmp_path: Path) -> None:
+    """Values and scales of the second bundle are those of the first, without records; only a tied head is rounded anew."""
+    bundle, checkpoint = rounded
+    bundle_from_checkpoint(checkpoint, tmp_path / "again", plan=plan_from_options("int4"))
+    first, second = (read_bundle(path).manifest.graphs["decoder.gqa"] for path in (bundle, tmp_path / "again"))
+    assert (first.int8, first.bits, first.block) == (second.int8, second.bits, second.block)
+    assert first.int8, "bits = 4.8 leaves room for some"
+    stored = [
+        {name: value.const_value.numpy() for name, value in ir.load(path / "decoder.gqa.onnx").graph.initializers.items()}
+        for path in (bundle, tmp_path / "again")
+    ]
+    names = [name for name in stored[0] if ".weight_" in name and not name.startswith("lm_head")]
+    assert len(names) >= 8
+    for name in names:
+        np.testing.assert_array_equal(stored[0][name], stored[1][name], err_msg=name)
+
+
+def test_what_a_checkpoint_decides_cannot_be_set(rounded: tuple[Path, Path], tmp_path: Path) -> None:
+    for setting in ("block=64", "int8=[lm_head]", "exclude=[lm_head]"):
+        with pytest.raises(UsageError, match=rf"--set {setting.partition('=')[0]}: .*weight_scales\.safetensors decides it"):
+            bundle_from_checkpoint(rounded[1], tmp_path / "again", plan=plan_from_options("int4", [setting]))
+
+
+def test_a_quantized_bundle_says_what_it_cost(rounded: tuple[Path, Path]) -> None:
+    manifest = read_bundle(rounded[0]).manifest
+    (row,) = manifest.language
+    assert row["tokens"] > 0 and 0 <= row["agreement"] <= 1
+    assert row["perplexity"] > 1 and row["exact_perplexity"] > 1
+    assert manifest.embedding.precision == "int8"
+    assert 4.5 <= manifest.graphs["decoder.concat"].bits <= 4.8
+    rows = [row for row in manifest.parity if row["graph"] == "decoder.gqa" and row["output"] == "logits"]
+    assert rows and all(row["rms"] < 0.3 for row in rows)
