@@ -71,20 +71,27 @@ def logits_of(model: Path) -> Logits:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    head_size = json.loads((model.parent / "genai_config.json").read_text())["model"]["decoder"]["head_size"]
 
     def logits(ids: Sequence[int]) -> NDArray[np.float32]:
-        feeds = {one.name: _feed(one, list(ids), head_size) for one in session.get_inputs()}
-        return np.asarray(session.run(["logits"], feeds)[0][0])
+        return np.asarray(session.run(["logits"], feeds_of(session.get_inputs(), ids, head_size_of(model)))[0][0])
 
     return logits
 
 
-def _feed(spec: Any, ids: list[int], head_size: int) -> NDArray[Any]:
-    known = {"input_ids": ids, "attention_mask": [1] * len(ids), "position_ids": range(len(ids))}
-    if spec.name in known:
-        return np.asarray([known[spec.name]], np.int64)
-    return np.zeros((1, spec.shape[1], 0, head_size), np.float32)  # past K/V [1, heads, tokens, head_size]
+def head_size_of(model: Path) -> int:
+    return int(json.loads((model.parent / "genai_config.json").read_text())["model"]["decoder"]["head_size"])
+
+
+def feeds_of(specs: Sequence[Any], ids: Sequence[int], head_size: int) -> dict[str, NDArray[Any]]:
+    """A prompt and empty K/V [1, heads, 0, head_size]. specs: the session's inputs."""
+    tokens = {"input_ids": ids, "attention_mask": [1] * len(ids), "position_ids": range(len(ids))}
+    feeds: dict[str, NDArray[Any]] = {}
+    for spec in specs:
+        known = spec.name in tokens
+        feeds[spec.name] = (
+            np.asarray([tokens[spec.name]], np.int64) if known else np.zeros((1, spec.shape[1], 0, head_size), np.float32)
+        )
+    return feeds
 
 
 def size_of(path: Path) -> Size:

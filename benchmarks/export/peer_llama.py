@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def logits_of(model: Path, inputs: Inputs) -> Logits:
     """Exits where llama.cpp reads a text as other tokens than transformers."""
     llama_cpp: Any = import_module("llama_cpp")
     longest = max(map(len, inputs.texts.values()))
+    llama_cpp.llama_cpp.llama_model_default_params = partial(_plain_buffers, llama_cpp.llama_model_default_params)
     llama = llama_cpp.Llama(str(model), n_ctx=longest, n_batch=longest, logits_all=True, verbose=False)
     for name, ids in inputs.texts.items():
         if (read := llama.tokenize(inputs.spelled[name].encode(), add_bos=False, special=True)[: len(ids)]) != ids:
@@ -91,6 +93,13 @@ def logits_of(model: Path, inputs: Inputs) -> Logits:
         return np.asarray(llama.scores[: len(ids)], np.float32)
 
     return logits
+
+
+def _plain_buffers(default_params: Callable[[], Any]) -> Any:
+    """Settings without repacked weights: AMX kernels end the process on a virtual machine that lists AMX and lacks it."""
+    params = default_params()
+    params.use_extra_bufts = False
+    return params
 
 
 def size_of(path: Path) -> tuple[Size, str]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.export import peer_autoround, peer_genai, peer_gptqmodel, peer_llama, peer_nncf, peer_ours
+from benchmarks.export import peer_autoround, peer_genai, peer_gptqmodel, peer_llama, peer_nncf, peer_ort, peer_ours
 from benchmarks.export.peer_row import Size, inputs_of, size_from_json
 from benchmarks.machine import about, environment, print_about, write_rows
 from drivekd.tables import print_table
@@ -99,6 +99,7 @@ def _arguments() -> argparse.Namespace:
 
 PEERS: dict[str, Any] = {
     "genai": peer_genai,
+    "ort": peer_ort,
     "nncf": peer_nncf,
     "llama": peer_llama,
     "autoround": peer_autoround,
