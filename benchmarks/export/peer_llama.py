@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.runtime.decode_worker import open_llama
 
 from .peer_row import Inputs, Logits, Size, Stored, inputs_of, print_row, scored, variant_of
 
@@ -78,10 +79,8 @@ def _array(entry: Any, importance: dict[str, NDArray[np.float32]]) -> Any:
 
 def logits_of(model: Path, inputs: Inputs) -> Logits:
     """Exits where llama.cpp reads a text as other tokens than transformers."""
-    llama_cpp: Any = import_module("llama_cpp")
     longest = max(map(len, inputs.texts.values()))
-    llama_cpp.llama_cpp.llama_model_default_params = partial(_plain_buffers, llama_cpp.llama_model_default_params)
-    llama = llama_cpp.Llama(str(model), n_ctx=longest, n_batch=longest, logits_all=True, verbose=False)
+    llama = open_llama(model, n_ctx=longest, n_batch=longest, logits_all=True)
     for name, ids in inputs.texts.items():
         if (read := llama.tokenize(inputs.spelled[name].encode(), add_bos=False, special=True)[: len(ids)]) != ids:
             first = next(number for number, (one, other) in enumerate(zip(read, ids, strict=False)) if one != other)
@@ -93,13 +92,6 @@ def logits_of(model: Path, inputs: Inputs) -> Logits:
         return np.asarray(llama.scores[: len(ids)], np.float32)
 
     return logits
-
-
-def _plain_buffers(default_params: Callable[[], Any]) -> Any:
-    """Settings without repacked weights: AMX kernels end the process on a virtual machine that lists AMX and lacks it."""
-    params = default_params()
-    params.use_extra_bufts = False
-    return params
 
 
 def size_of(path: Path) -> tuple[Size, str]:

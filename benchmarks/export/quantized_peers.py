@@ -1,7 +1,8 @@
 """Quantized language models of ours and of peers: perplexity and agreement against bits a weight, on the same weights and text.
 
     python -m benchmarks.export.quantized_peers --work DIR --gguf SmolLM2-135M-Instruct.Q4_1.gguf --records DRIVELM.json \\
-        --shuffle 0 --genai-python PY --nncf-python PY --llama-python PY --autoround-python PY --gptqmodel-python PY --out FILE
+        --shuffle 0 --genai-python PY --ort-python PY --nncf-python PY --llama-python PY --autoround-python PY \\
+        --gptqmodel-python PY --modelopt-python PY --inc-python PY --out FILE
 
 The weights are those of a GGUF file, dequantized: that fp32 model is the reference of every row. Held-out driving text and text
 of another domain (`--other`) are scored; what a peer calibrates with is driving text alone. A peer lives in an environment of
@@ -26,7 +27,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.export import peer_autoround, peer_genai, peer_gptqmodel, peer_llama, peer_nncf, peer_ort, peer_ours
+from benchmarks.export import (
+    peer_autoround,
+    peer_genai,
+    peer_gptqmodel,
+    peer_inc,
+    peer_llama,
+    peer_modelopt,
+    peer_nncf,
+    peer_ort,
+    peer_ours,
+)
 from benchmarks.export.peer_row import Size, inputs_of, size_from_json
 from benchmarks.machine import about, environment, print_about, write_rows
 from drivekd.tables import print_table
@@ -104,6 +115,8 @@ PEERS: dict[str, Any] = {
     "llama": peer_llama,
     "autoround": peer_autoround,
     "gptqmodel": peer_gptqmodel,
+    "modelopt": peer_modelopt,
+    "inc": peer_inc,
 }
 
 

@@ -11,10 +11,13 @@ engine's threads still spin: turns of four steps measure little else. A repeat i
 the other order: where the weights come to lie in memory moves a process's speed by some percent for as long as it lives. The
 first token is part of the prompt's seconds. CPU milliseconds, summed over threads, tell a slow engine from a busy machine.
 
-The ratio is genai's seconds over ours, above 1 we are faster: the median over neighbouring turns of a repeat, then the median
-over repeats, with the smallest and largest repeat. "of p10" is the ratio of tenth percentiles: steps that nothing else of the
-machine disturbed. Without a peer the bundles alone are timed. Agreement of the logits behind the prompt (cosine) shows that all
-compute the same model; two int4 roundings of it differ by some percent.
+The ratio is the first peer's seconds over an engine's, above 1 that engine is faster: the median over neighbouring turns of a
+repeat, then the median over repeats, with the smallest and largest repeat. "of p10" is the ratio of tenth percentiles: steps that
+nothing else of the machine disturbed. Without a peer the bundles alone are timed. Agreement of the logits behind the prompt
+(cosine) shows that all compute the same model; two int4 roundings of it differ by some percent. More engines, as they lie:
+
+    python -m benchmarks.runtime.decode --work DIR --bundle BUNDLE --engine genai:DIR/genai/k_quant:PEER_VENV/bin/python \\
+        --engine llama:DIR/llama-q4_0.gguf:PEER_VENV/bin/python
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ HEADER = ["prompt", "engine", "tok/s", "ms a token p50", "p10", "p95", "CPU ms",
 HEADER += ["prompt s", "RSS, MB", "peak, MB", "cosine"]
 WARM_UP = 8  # tokens
 WORKER = "benchmarks.runtime.decode_worker"
+Start = tuple[str, str, Path, str]  # label, engine, folder, interpreter
 
 
 def main() -> int:
@@ -48,6 +52,7 @@ def main() -> int:
 
         peer = make_peer(arguments.checkpoint, arguments.work / "peer", arguments.peer_python)
         engines.append(("genai", "genai", peer, str(arguments.peer_python)))
+    engines += arguments.engine
     rows = [row for length in arguments.prompts for row in _prompt_rows(length, engines, arguments)]
     _report(rows, arguments)
     return 0
@@ -57,9 +62,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for the peer's model; kept, and taken up again")
-    add("--bundle", type=Path, nargs="+", required=True, help="bundles with a gqa decoder")
+    add("--bundle", type=Path, nargs="*", default=[], help="bundles with a gqa decoder")
     add("--checkpoint", type=Path, help="what the bundles were exported from; the peer is built from it")
     add("--peer-python", type=Path, help="interpreter of the peer's environment; without it the bundles alone are timed")
+    add("--engine", type=_engine, action="append", default=[], help="NAME:MODEL:PYTHON: any peer of decode_worker.py as it lies")
     add("--prompts", type=lambda text: [int(part) for part in text.split(",")], default=[256, 1700], help="prompt lengths")
     add("--tokens", type=int, default=64, help="steps a repeat")
     add("--turn", type=int, default=32, help="steps that an engine takes before the next one's turn")
@@ -73,10 +79,12 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
+def _engine(text: str) -> Start:
+    name, model, python = text.split(":")
+    return f"{name} {Path(model).stem}", name, Path(model), python
+
+
 # --- measuring --------------------------------------------------------------------------------------------------------
-
-
-Start = tuple[str, str, Path, str]  # label, engine, folder, interpreter
 
 
 def _prompt_rows(length: int, engines: Sequence[Start], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -108,7 +116,9 @@ def _process(start: Start, arguments: argparse.Namespace) -> EngineProcess:
 
 
 def _peer_runs(engines: Sequence[Start], repeats: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    return [one[label] for one in repeats for label, engine, *_ in engines if engine == "genai"]
+    """Of the first peer, which every ratio is against."""
+    first = [label for label, engine, *_ in engines if engine != "bound"][:1]
+    return [one[label] for one in repeats for label in first]
 
 
 def _repeat(prompt: Sequence[int], workers: Sequence[EngineProcess], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@
     {"save": FILE}                  write the logits behind the prompt as .npy, float32 [V]
 
 A reply has seconds on the clock of each call, `cpu_s` of all threads, tokens, and resident memory. The first token is part of the
-prompt's seconds. Needs numpy and onnxruntime, or onnxruntime-genai; no torch.
+prompt's seconds. Needs numpy and onnxruntime, onnxruntime-genai or llama-cpp-python; no torch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 
 from benchmarks.memory import memory_mb
 from benchmarks.runtime.worker import work
+
+LLAMA_CONTEXT = 4096  # tokens of prompt and answer
 
 
 class Engine(Protocol):
@@ -151,7 +153,47 @@ class Genai:
         return int(self._generator.get_output("logits").shape[-1])
 
 
-ENGINES: dict[str, Callable[[Path, int], Engine]] = {"bound": BoundBundle, "genai": Genai}
+def open_llama(model: Path, **settings: Any) -> Any:
+    """llama.cpp on a GGUF file. settings: of llama_cpp.Llama.
+
+    Without repacked weights: its AMX kernels end the process on a virtual machine that lists AMX and lacks it.
+    """
+    llama_cpp: Any = import_module("llama_cpp")  # only the peer's environment has it
+    params = llama_cpp.llama_model_default_params()
+    params.use_extra_bufts = False
+    llama_cpp.llama_cpp.llama_model_default_params = lambda: params  # what Llama starts from
+    return llama_cpp.Llama(str(model), verbose=False, **settings)
+
+
+class Llama:
+    """llama.cpp's loop, through its Python binding."""
+
+    packages: tuple[str, ...] = ("llama-cpp-python", "numpy")
+
+    def __init__(self, model: Path, threads: int) -> None:
+        self._llama = open_llama(model, n_ctx=LLAMA_CONTEXT, n_threads=threads, n_threads_batch=threads)
+        self.logits = np.empty(0, np.float32)
+
+    def start(self, prompt: Sequence[int], room: int) -> int:
+        self._llama.reset()
+        self._token = self._call(prompt)
+        self.logits = self._behind().copy()
+        return self._token
+
+    def step(self) -> int:
+        self._token = self._call([self._token])
+        return self._token
+
+    def _call(self, tokens: Sequence[int]) -> int:
+        self._llama.eval(tokens)
+        return int(self._behind().argmax())
+
+    def _behind(self) -> NDArray[np.float32]:
+        pointer = self._llama._ctx.get_logits_ith(-1)
+        return np.ctypeslib.as_array(pointer, shape=(self._llama.n_vocab(),))
+
+
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {"bound": BoundBundle, "genai": Genai, "llama": Llama}
 
 
 def serve(engine: Engine) -> None:
