@@ -62,11 +62,27 @@ def main() -> None:
     )
     model, _ = rounding.quantize()
     seconds = time.perf_counter() - started_s
+    if settings["sym"]:
+        _check_grid(model)
     scales = torch.cat([torch.as_tensor(module.scale).flatten() for module in linears_of(model).values()])
     stored = blocks(count, 4, GROUP, scale_bits=16, zero_bits=0 if settings["sym"] else 4)
     note = f"{float((scales < 0).float().mean()):.0%} of the scales are negative"
     scores = scored(logits_of(model.float()), inputs)
     print_row(WHO, form, Size(stored, plain(head, 32)), seconds, scores, ("auto-round", "torch"), note)
+
+
+def _check_grid(model: Any) -> None:
+    """The weights that are scored are whole multiples of the scales, -8 to 7: exits where they are not."""
+    import torch
+
+    from .peer_torch import linears_of
+
+    for name, module in linears_of(model).items():
+        weight, scale = module.weight.detach().float(), torch.as_tensor(module.scale).float()
+        steps = weight.reshape(len(weight), -1, GROUP) / scale.reshape(len(weight), -1, 1)
+        # 0.01: weight and scale were rounded to fp16 or fp32 apart
+        if (steps - steps.round()).abs().max() > 0.01 or steps.min() < -8.01 or steps.max() > 7.01:
+            raise SystemExit(f"{name}: {float((steps - steps.round()).abs().max())} off its grid, {steps.min()} to {steps.max()}")
 
 
 def _samples(ids: Sequence[int]) -> list[dict[str, Any]]:
