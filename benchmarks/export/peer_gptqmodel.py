@@ -9,6 +9,7 @@ The weights are those of the checkpoint that it saves, scored in fp32. Scales ar
 
 from __future__ import annotations
 
+import os
 import time
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,7 @@ def main() -> None:
 
     from .peer_torch import language_model, linears_of, logits_of, plain, weights_of
 
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # of two cores it takes one by default, and then fails to load
     gptqmodel: Any = import_module("gptqmodel")  # only the peer's environment has it
     form, settings = VARIANTS[name]
     inputs, out = inputs_of(work), work / f"gptqmodel-{name}"
