@@ -2,80 +2,99 @@
 
     python -m benchmarks.export.peer_ours --work DIR --variant int4
 
-Activations stay fp32 here; an engine may round them, too. `ours` is for any other way to compute logits: a bundle's decoder.
+The code is the export's (drivekd/quantization) on the calibration text that peers get; activations stay fp32 here, and an engine
+may round them, too. The embedding's rows have 8 bits in every row but fp32.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from .peer_row import Inputs, Logits, Size, blocks, inputs_of, print_row, scored, variant_of
+from .peer_row import Size, blocks, inputs_of, print_row, scored, variant_of
 
 WHO = "drivekd"
 BLOCK = 32
-# name: form, bits of the linears, bits of the head; 32 stays as it is
-VARIANTS: dict[str, tuple[str, int, int]] = {
-    "fp32": ("fp32", 32, 32),
-    "int8": ("int8 a scale a row, head int8", 8, 8),
-    "int4": ("int4 sym 32 rounded, head int4", 4, 4),
-    "int4-head8": ("int4 sym 32 rounded, head int8", 4, 8),
-    "int4-head32": ("int4 sym 32 rounded, head fp32", 4, 32),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """linears, head: bits. by_data: rounded on the calibration text, else to the nearest."""
+
+    form: str
+    linears: int
+    head: int
+    by_data: bool = True
+
+
+VARIANTS = {
+    "fp32": Variant("fp32", 32, 32),
+    "int8": Variant("int8 sym 32 rounded, head int8", 8, 8, by_data=False),
+    "int8-data": Variant("int8 sym 32 by data, head int8", 8, 8),
+    "int4-nearest": Variant("int4 sym 32 rounded, head int4", 4, 4, by_data=False),
+    "int4": Variant("int4 sym 32 by data, head int4", 4, 4),
+    "int4-head8": Variant("int4 sym 32 by data, head int8", 4, 8),
 }
 
 
 def main() -> None:
     work, name = variant_of(__doc__, VARIANTS)
-    from .peer_torch import language_model, linears_of, logits_of
+    from .peer_torch import language_model, logits_of
 
-    form, linear_bits, head_bits = VARIANTS[name]
-    model, started_s = language_model(work), time.perf_counter()
-    for module in linears_of(model).values():
-        module.weight.data = _rounded(module.weight.data, linear_bits)
-    head = model.get_input_embeddings()
-    head.weight.data = _rounded(head.weight.data, head_bits)
+    variant, model, started_s = VARIANTS[name], language_model(work), time.perf_counter()
+    if variant.linears < 32:
+        _round(model, variant, inputs_of(work).windows())
     seconds = time.perf_counter() - started_s
-    ours(form, _size(model, linear_bits, head_bits), seconds, logits_of(model), inputs_of(work))
+    print_row(
+        WHO,
+        variant.form,
+        _size(model, variant),
+        seconds,
+        scored(logits_of(model), inputs_of(work)),
+        ("torch", "transformers"),
+        "",
+    )
 
 
-def ours(form: str, size: Size, seconds: float, logits: Logits, inputs: Inputs, note: str = "") -> None:
-    """Print a row of ours. logits: token ids -> float32 [T, V], behind each token. seconds: of quantizing."""
-    print_row(WHO, form, size, seconds, scored(logits, inputs), ("torch", "transformers"), note)
-
-
-def _rounded(weight: Any, bits: int) -> Any:
-    """torch [N, K] -> what is computed with."""
-    roundings: dict[int, Callable[[Any], Any]] = {4: _int4, 8: _int8, 32: lambda same: same}
-    return roundings[bits](weight)
-
-
-def _int4(weight: Any) -> Any:
+def _round(model: Any, variant: Variant, chunks: Any) -> None:
     import torch
+    from torch import nn
 
-    from drivekd.export.quantize.int4 import dequantized, quantize_blocks
+    from drivekd.quantization.form import WeightForm, quantized
+    from drivekd.quantization.layers import Call, Stage, recorded, round_stages, round_to_nearest, set_weight, weight_of
 
-    columns = weight.T.contiguous().numpy()  # [K, N]
-    return torch.from_numpy(dequantized(quantize_blocks(columns, BLOCK), len(columns))).T.contiguous()
+    layers, table = list(model.model.layers), model.get_input_embeddings()
+    inner = [
+        {f"layers.{i}.{name}": m for name, m in layer.named_modules() if isinstance(m, nn.Linear)}
+        for i, layer in enumerate(layers)
+    ]
+    forms = {name: WeightForm(variant.linears, BLOCK) for linears in inner for name in linears}
+    forms["lm_head"] = WeightForm(variant.head, BLOCK)
+    ids = [torch.tensor([chunk]) for chunk in chunks]
+    rows = quantized(weight_of(table), WeightForm(8, BLOCK), half=True).dequantized()
+    if variant.by_data:
+        with torch.no_grad(), recorded(layers) as (calls, exact):
+            for chunk in ids:
+                model.model(input_ids=chunk, use_cache=False)
+        stages = [Stage(layer, linears, made) for layer, linears, made in zip(layers, inner, calls, strict=True)]
+        tail = nn.Sequential(model.model.norm, model.lm_head)
+        stages.append(Stage(tail, {"lm_head": model.lm_head}, [Call((), {})] * len(ids), last=True))
+        round_stages(stages, exact, [rows[chunk] for chunk in ids], forms)
+    else:
+        round_to_nearest({name: m for linears in inner for name, m in linears.items()} | {"lm_head": model.lm_head}, forms)
+    set_weight(table, rows)
 
 
-def _int8(weight: Any) -> Any:
-    scales = weight.abs().amax(1, keepdim=True) / 127
-    return (weight / scales).round() * scales
+def _size(model: Any, variant: Variant) -> Size:
+    from .peer_torch import plain, weights_of
 
-
-def _size(model: Any, linear_bits: int, head_bits: int) -> Size:
-    from .peer_torch import a_scale_a_row, linears_of, plain, weights_of
-
-    count, head = weights_of(model)
-    rows = sum(module.out_features for module in linears_of(model).values())
-
-    def stored(weights: int, rows: int, bits: int) -> Any:
-        if bits == 4:
-            return blocks(weights, 4, BLOCK, scale_bits=32)
-        return a_scale_a_row(weights, rows, scale_bits=32) if bits == 8 else plain(weights, bits)
-
-    return Size(stored(count, rows, linear_bits), stored(head, model.config.vocab_size, head_bits))
+    return Size(
+        *(
+            plain(weights, bits) if bits == 32 else blocks(weights, bits, BLOCK, scale_bits=16)
+            for weights, bits in zip(weights_of(model), (variant.linears, variant.head), strict=True)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from drivekd.images import ImageSettings, PatchSettings
 
 from .typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "bundle.sha256"
 ENGINES_DIR = "engines"

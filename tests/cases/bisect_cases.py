@@ -22,7 +22,7 @@ from drivekd.export.source.layer_recording import record_layers
 from drivekd.export.source.layer_values import LAYERS_FILE, layer_values_from_bytes
 from drivekd.export.source.source import Source, load_source
 from drivekd.models.tiny import QWEN_SPECIAL_TOKENS, TinySize, build_tiny, build_tiny_qwen, train_tokenizer, write_checkpoint
-from drivekd.runtime.bundle.manifest import EmbeddingSpec, FileEntry, Generation, Manifest
+from drivekd.runtime.bundle.manifest import FORMAT_VERSION, EmbeddingSpec, FileEntry, Generation, Manifest
 from drivekd.runtime.bundle.reader import Bundle, digest_line
 from drivekd.runtime.parity.golden import golden_images
 
@@ -68,7 +68,7 @@ def write_bundle(source: Source, folder: Path) -> Bundle:
     (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str())
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     manifest = Manifest(
-        format_version=2,
+        format_version=FORMAT_VERSION,
         drivekd_version="0",
         precision="fp32",
         dialects=("gqa", "concat"),

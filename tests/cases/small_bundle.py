@@ -20,7 +20,16 @@ from tokenizers.models import WordLevel
 
 from drivekd.chat import ChatFormat
 from drivekd.images import ImageSettings
-from drivekd.runtime.bundle.manifest import EmbeddingSpec, FileEntry, Generation, GraphSpec, Manifest, ModelInfo, TensorSpec
+from drivekd.runtime.bundle.manifest import (
+    FORMAT_VERSION,
+    EmbeddingSpec,
+    FileEntry,
+    Generation,
+    GraphSpec,
+    Manifest,
+    ModelInfo,
+    TensorSpec,
+)
 
 CHAT = ChatFormat("<u>", "<i>", "<x>", "</i>", "<a>", "<e>", 1)
 HEAD_WEIGHT = np.arange(32, dtype=np.float32).reshape(4, 8)
@@ -116,7 +125,7 @@ def small_files() -> dict[str, bytes]:
 
 def small_manifest(files: dict[str, bytes]) -> Manifest:
     return Manifest(
-        format_version=2,
+        format_version=FORMAT_VERSION,
         drivekd_version="0",
         precision="fp32",
         dialects=("concat",),
