@@ -1,6 +1,7 @@
 """The demo's student in fewer bits: accuracy by capability as trained, rounded afterwards, and trained through rounding.
 
     python -m benchmarks.distill.quantized_student --work DIR
+    python -m benchmarks.distill.quantized_student --work DIR --cost 12        # CPU seconds of so many steps, in turns, instead
 
 Every student is the demo's own (drivekd/demo/demo.yaml, its built-in world, seed and settings) but for `student.quantization`:
 
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,8 @@ from benchmarks.machine import about, print_about
 from drivekd.config import RunConfig, load_config
 from drivekd.data.readers import read_samples
 from drivekd.demo.pipeline import CONFIG, MODELS, DemoSize, format_score
-from drivekd.distill.training.train import train
+from drivekd.distill.training.train import read_training_samples, train
+from drivekd.distill.training.trainer import Trainer
 from drivekd.evaluate import EvaluationReport, evaluate, write_report
 from drivekd.evaluate.evaluation import open_answerer
 from drivekd.files import versions
@@ -56,10 +59,14 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for world, runs and reports; kept, and taken up again")
     parser.add_argument("--students", type=lambda text: text.split(","), default=list(STUDENTS), help="comma-separated names")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for every student, as training.steps=40")
+    parser.add_argument("--cost", type=int, default=0, metavar="STEPS", help="time so many steps of plain and int4 instead")
     arguments = parser.parse_args()
     work: Path = arguments.work.resolve()
     if not (work / "world" / "test.json").exists():
         build_world(work / "world", DemoSize().world)
+    if arguments.cost:
+        _print_cost(work, arguments.cost)
+        return 0
     finals = {name: _student(work, name, arguments.set) for name in arguments.students}
     if "plain" in finals:
         finals[ROUNDED] = _rounded(finals["plain"], work / "plain-int4")
@@ -94,6 +101,25 @@ def _config(work: Path, overrides: Sequence[str]) -> RunConfig:
         f"data.validation={world / 'validation.json'}",
     ]
     return load_config(CONFIG, [*paths, *overrides])
+
+
+def _print_cost(work: Path, num_steps: int) -> None:
+    """Steps in turns, so that a busy minute of the machine hits both alike; the first of each is not counted."""
+    trainers = {name: _trainer(_config(work, STUDENTS[name])) for name in ("plain", "int4")}
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    for _ in range(num_steps + 1):
+        for name, trainer in trainers.items():
+            started_s = time.process_time()
+            trainer.step()
+            seconds[name].append(time.process_time() - started_s)
+    medians = {name: statistics.median(of[1:]) for name, of in seconds.items()}
+    print_about(about(torch.get_num_threads()))
+    told = ", ".join(f"{name} {median:.3f}" for name, median in medians.items())
+    print(f"CPU s a step, median of {num_steps}: {told}; {medians['int4'] / medians['plain']:.2f} times")
+
+
+def _trainer(config: RunConfig) -> Trainer:
+    return Trainer(config, read_training_samples(config))
 
 
 def _rounded(final: Path, out: Path) -> Path:
