@@ -136,7 +136,7 @@ def test_trt_without_tensorrt_leaves_the_bundle(folder: Path, exported: subproce
     [
         (("student",), 2, "give --out BUNDLE"),
         (("student", "--out", "x", "--precision", "int3"), 2, "this version exports fp32, fp16, int8, int4"),
-        (("student", "--out", "x", "--precision", "int8"), 2, "calibration=RECORDS.json"),
+        (("student", "--out", "x", "--precision", "int4", "--set", "bits=5"), 2, "calibration=RECORDS.json"),
         (("student", "--out", "x", "--precision", "int8", "--set", "calibration=none.json"), 1, "none.json"),
         (("student", "--out", "x", "--set", "evaluation=none.json"), 1, "none.json"),
         (("student", "--out", "x", "--set", "schemas=none.json"), 1, "none.json: schemas cannot be read"),

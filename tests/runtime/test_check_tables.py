@@ -36,7 +36,7 @@ def test_verbose_says_all_that_the_issue_asks_for(report: CheckReport) -> None:
     assert summary["note"] == "a stand-in"
     assert summary["signature"].startswith("none")
     assert summary["embedding"] == "8 x 4, fp32"
-    assert table(report, "graphs")[2][1] == ["decoder.concat", "fp32", "", "decoder.data", "18", ""]
+    assert table(report, "graphs")[2][1] == ["decoder.concat", "fp32", "", "", "", "decoder.data", "18", ""]
     assert ["decoder.data", "160"] in [row[:2] for row in table(report, "files")[2]]
     assert table(report, "accuracy")[2] == [["all", "90", "0.812 [0.700, 0.900]", "-0.013"]]
     assert table(report, "prompts")[2] == [["planning", "At {ego_speed_mps} m/s?"]]
