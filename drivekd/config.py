@@ -55,7 +55,7 @@ class QuantizationConfig(Section):
     )
     block: Literal[32, 64, 128] = Field(default=32, description="Weights that share a scale.")
     exclude: list[str] = Field(default=[], description='MatMuls that stay float, as "layers.7.*"; as in `drivekd export`.')
-    int8: list[str] = Field(default=["lm_head"], description="MatMuls that get 8 bits.")
+    int8: list[str] = Field(default=[], description="MatMuls that have 8 bits in a decoder of int4.")
     last_steps: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Quantize what trains in the last steps alone; 0 = from the start. What is frozen always is."
     )
@@ -352,11 +352,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Put one `key.sub=value` (the value is YAML) into a tree. Raises ConfigError."""
+def apply_override(tree: dict[str, Any], override: str, example: str = "training.steps=100") -> None:
+    """Put one `key.sub=value` (the value is YAML) into a tree. example: for errors. Raises ConfigError."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"--set {override}: expected key=value, for example --set training.steps=100")
+        raise ConfigError(f"--set {override}: expected key=value, for example --set {example}")
     *parents, leaf = key.split(".")
     node = tree
     for name in parents:

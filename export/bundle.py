@@ -18,7 +18,7 @@ from drivekd.files import whole_directory
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.processor import Processor
-from drivekd.quantization.form import Quantized
+from drivekd.quantization.form import Quantized, WeightForm
 from drivekd.quantization.layers import weight_of
 from drivekd.quantization.linears import is_vision, linear_layers, matmul_name
 from drivekd.runtime.answers.questions import fill_template
@@ -40,7 +40,7 @@ from .quantize.calibration import Calibrated, CameraSample, calibrate, camera_sa
 from .quantize.convert import convert
 from .quantize.embedding import embedding_form, embedding_spec, quantize_embedding
 from .quantize.frames import Frames, read_frames
-from .quantize.matmuls import check_exclusions, matching, matmul_names
+from .quantize.matmuls import check_patterns, matching
 from .quantize.mix import chosen_for_eight, foreseen_costs, mix_rows
 from .quantize.sensitivity import SensitivityReport, Trials, sensitivity
 from .quantize.weights import by_matmul, quantize_weights
@@ -56,7 +56,7 @@ from .trained import TrainedScales, as_trained, write_rounded_checkpoint
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
 EMBEDDING_FILE = "embedding.safetensors"
 DECODER_DATA = "decoder.data"
-SMALL_FILES_BYTES = 6_000_000  # tokenizer.json of 150,000 words, graphs, recorded runs
+SMALL_FILES_BYTES = 300_000  # graphs, recorded runs, manifest
 SENSITIVITY_SAMPLES = 2  # each is run once a row
 
 OnParity = Callable[[ParityTable], None]
@@ -75,11 +75,13 @@ class Watched:
 
 @dataclass(frozen=True)
 class ExportReport:
-    """language: what rounding cost in words, of a quantized bundle. accuracy: without an evaluation set, nothing."""
+    """language: what rounding cost in words, of a quantized bundle. accuracy: without an evaluation set, nothing. trained: the
+    weights have the scales that they were trained with."""
 
     parity: ParityTable
     language: tuple[LanguageRow, ...]
     accuracy: tuple[AccuracyRow, ...]
+    trained: bool = False
 
 
 def bundle_from_checkpoint(
@@ -119,15 +121,15 @@ def _bundle_from_checkpoint(
     prompts: Mapping[str, str] | None,
     watched: Watched,
 ) -> ExportReport:
-    for flag, folder in (("--out", out), ("rounded_checkpoint", plan.settings.rounded_checkpoint)):
-        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(f"{folder} exists and is not an empty directory; name another {flag} or remove it")
+    _check_folders(out, plan.settings.rounded_checkpoint)
     logger.info("reading %s", checkpoint)
     source = load_source(checkpoint, prompts)
     opened = source.checkpoint
-    plan, trained = as_trained(plan, opened.path, linear_layers(source.model))
+    scales_of = Path(checkpoint) if source.origin["kind"] == "lora" else opened.path  # an adapter's base has scales of its own
+    plan, trained = as_trained(plan, scales_of, linear_layers(source.model))
+    _check_patterns(source, plan)
     samples, frames = _calibration(source.processor, plan)
-    if (plan.settings.bits or plan.settings.budget_mb) and frames is not None:
+    if plan.settings.mixes and frames is not None:
         plan = _mixed(source, plan, frames, watched.on_mix)
     schemas = _schemas(source.prompts, plan.settings.schemas)
     if plan.settings.evaluation is not None:
@@ -135,6 +137,7 @@ def _bundle_from_checkpoint(
     with (
         whole_directory(out, needed_bytes=_needed_bytes(source, plan), error_type=ExportError) as staging,
         _beside(staging) as exact,
+        _whole_or_gone(plan.settings.rounded_checkpoint),
     ):
         logger.info("asking the model, and writing its graphs in fp32: %s", ", ".join(plan.dialects))
         exported = _export(source, exact, plan.dialects, schemas)
@@ -156,7 +159,25 @@ def _bundle_from_checkpoint(
         _finish(converted, staging, plan, rows, language)
         accuracy = _accuracy(opened, converted, staging if plan.is_exact else exact, staging, plan)
         check_bundle(staging)
-        return ExportReport(rows, language, accuracy)
+        return ExportReport(rows, language, accuracy, bool(trained.scales))
+
+
+def _check_folders(out: Path, rounded: Path | None) -> None:
+    """Nothing is replaced, and neither folder is within the other."""
+    for flag, folder in (("--out", out), ("rounded_checkpoint", rounded)):
+        if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UsageError(f"{folder} exists and is not an empty directory; name another {flag} or remove it")
+    if rounded is not None:
+        one, other = out.resolve(), rounded.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise UsageError(f"rounded_checkpoint: {rounded} and --out {out} lie in one another; name folders side by side")
+
+
+def _check_patterns(source: Source, plan: ExportPlan) -> None:
+    """Names are those of the graphs (tests hold it), which take minutes."""
+    names = list(dict.fromkeys(map(matmul_name, linear_layers(source.model))))
+    check_patterns("exclude", plan.settings.exclude, names)
+    check_patterns("int8", plan.settings.int8, [name for name in names if not is_vision(name)])
 
 
 def _calibration(processor: Processor, plan: ExportPlan) -> tuple[list[CameraSample], Frames | None]:
@@ -165,9 +186,10 @@ def _calibration(processor: Processor, plan: ExportPlan) -> tuple[list[CameraSam
     settings = plan.settings
     if settings.calibration is None:
         return [], None
-    ranged = plan.vision.int8_inputs or plan.decoder.int8_inputs or settings.sensitivity
-    samples = camera_samples(settings.calibration, processor) if ranged else []
     frames = read_frames(settings.calibration, processor, count=settings.calibration_samples) if plan.rounds_weights else None
+    ranged = plan.vision.int8_inputs or plan.decoder.int8_inputs or settings.sensitivity
+    kept_back = {path for sample in frames.held_out for path in sample.images} if frames is not None else set()
+    samples = camera_samples(settings.calibration, processor, but=kept_back) if ranged else []
     return samples, frames
 
 
@@ -196,6 +218,18 @@ def _beside(staging: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _whole_or_gone(folder: Path | None) -> Iterator[None]:
+    """What is written beside a bundle goes when the bundle fails."""
+    arrived = False
+    try:
+        yield
+        arrived = True
+    finally:
+        if folder is not None and not arrived:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _needed_bytes(source: Source, plan: ExportPlan) -> int:
@@ -232,7 +266,17 @@ def _mixed(source: Source, plan: ExportPlan, frames: Frames, on_mix: OnMix | Non
     block = plan.decoder.block
     left = matching(plan.settings.exclude, [matmul_name(layer) for layer in linear_layers(source.model)])
     costs = [cost for cost in foreseen_costs(source.model, frames, block) if cost.name not in left]
-    bits = plan.settings.bits or _bits_within(source, plan, sum(cost.weights for cost in costs))
+    if not costs:
+        raise UsageError("nothing of the decoder is left to be mixed: exclude names all of it")
+    bits = plan.settings.bits
+    if bits is None:
+        weights, least = sum(cost.weights for cost in costs), WeightForm(4, block).bits_per_weight(block)
+        bits = _bits_within(source, plan, weights)
+        if bits < least:
+            needed_mb = (plan.settings.budget_mb or 0) + (least - bits) * weights / 8e6
+            raise UsageError(
+                f"budget_mb = {plan.settings.budget_mb:g}: with every MatMul in 4 bits it is about {needed_mb:.1f} MB"
+            )
     chosen = chosen_for_eight(costs, bits, block)
     if on_mix is not None:
         on_mix(mix_rows(costs, chosen))
@@ -249,17 +293,19 @@ def _bits_within(source: Source, plan: ExportPlan, weights: int) -> float:
     total = sum(parameter.numel() for parameter in model.parameters())
     tied = model.lm_head.weight is rows
     others = total + rows.numel() * tied - weights - vision - rows.numel()  # norms, biases, positions: float
+    others_bytes = len(source.processor.tokenizer.to_str().encode()) + SMALL_FILES_BYTES
     fixed = vision * bits_of[plan.vision.precision] + rows.numel() * bits_of[plan.embedding] + max(0, others) * 32
-    return float((plan.settings.budget_mb * 8e6 - fixed - 8 * SMALL_FILES_BYTES) / weights)
+    return float((plan.settings.budget_mb * 8e6 - fixed - 8 * others_bytes) / weights)
 
 
 def _rounded(
     source: Source, exported: Exported, exact: Path, plan: ExportPlan, frames: Frames | None, trained: TrainedScales
 ) -> tuple[dict[str, Quantized], Exported]:
     """The model's weights as the bundle will have them, by MatMul, and what the model says with them. It is spoilt."""
-    check_exclusions([*plan.settings.exclude, *plan.settings.int8], _quantizable(exported, exact))
     if trained.scales:
-        logger.info("taking the scales that the weights were trained with")
+        logger.info(
+            "taking the scales that the weights were trained with%s", "" if frames is None else "; records show what it costs"
+        )
     elif frames is not None:
         logger.info("rounding weights on %d frames, %d tokens, of %s", len(frames.chosen), frames.tokens, frames.source)
     spec = embedding_spec(plan.embedding, exported.info.hidden_size, plan.decoder.block)
@@ -291,7 +337,6 @@ def _convert(
 ) -> Exported:
     """Every file of the bundle in the plan's precision. weights: rounded ones, by MatMul. samples: to calibrate on."""
     plans = {name: plan.vision if name == "vision" else plan.decoder for name in exported.graphs}
-    check_exclusions(plan.settings.exclude, _quantizable(exported, exact))  # of fp16, too
     logger.info("converting to %s", plan.label)
     calibrated = calibrate(samples, exported.embedding, exported.graphs, exact) if samples else Calibrated({}, {})
     if plan.settings.sensitivity and on_sensitivity is not None:
@@ -312,12 +357,6 @@ def _convert(
     for name in ("tokenizer.json", SCHEMAS_FILE):
         shutil.copyfile(exact / name, staging / name)
     return dataclasses.replace(exported, graphs=graphs, embedding_spec=spec)
-
-
-def _quantizable(exported: Exported, exact: Path) -> list[str]:
-    """Names of the MatMuls of all graphs; dialects have the same."""
-    specs = {name: exported.graphs[name] for name in ("vision", list(exported.graphs)[-1])}
-    return [name for spec in specs.values() for name in matmul_names(exact, spec)]
 
 
 def _shared(staging: Path, decoders: dict[str, GraphSpec]) -> dict[str, GraphSpec]:
@@ -365,7 +404,8 @@ def _language(exported: Exported, exact: Path, staging: Path, frames: Frames | N
             if not spoken:
                 spoken = own_answers(model, exported.reference.images, exported.reference.questions)
             heard.append(listen(model, spoken))
-    told = f"{len(held_out)} answers of frames kept back" if held_out else "the fp32 model's own answers to test pictures"
+    kept_back = f"{len(held_out)} answers of {frames.kind} kept back" if frames is not None else ""
+    told = kept_back if held_out else "the fp32 model's own answers to test pictures"
     return (language_row(told, *heard),)
 
 

@@ -85,7 +85,7 @@ def export_checkpoint(checkpoint: Path, out: Path | None, plan: ExportPlan, extr
         from .parity.language import LANGUAGE_HEADER
 
         show(f"what {plan.label} costs in words", LANGUAGE_HEADER, [row.cells() for row in report.language])
-    if plan.rounds_weights and plan.settings.calibration is None:
+    if plan.rounds_weights and plan.settings.calibration is None and not report.trained:
         say("weights are rounded to the nearest; rounded on what the camera sees they cost less: --set calibration=RECORDS")
     if report.accuracy:
         from .parity.accuracy import ACCURACY_HEADER

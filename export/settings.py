@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from drivekd.config import Section, apply_override, explain
 from drivekd.errors import ConfigError, UsageError
@@ -27,6 +27,14 @@ EMBEDDING_PRECISIONS = {"int4": "int8"}
 VISION_INT8 = ("projector.*",)  # in a vision graph of int4: what every image's features pass through last
 
 
+def _as_list(value: object) -> object:
+    """One pattern need not be in brackets."""
+    return [value] if isinstance(value, str) else value
+
+
+Patterns: TypeAlias = Annotated[list[str], BeforeValidator(_as_list)]
+
+
 class ExportSettings(Section):
     """What `drivekd export --set KEY=VALUE` takes."""
 
@@ -34,14 +42,18 @@ class ExportSettings(Section):
     decoder: Precision | None = Field(default=None, description="That of the decoder.")
     embedding: Precision | None = Field(default=None, description="That of the embedding's rows; int8 where the decoder is int4.")
     block: Block = Field(default=GraphPlan.block, description="Weights that share a scale.")
-    exclude: list[str] = Field(default=[], description='MatMuls that stay unquantized, as "layers.7.*" or "lm_head".')
-    int8: list[str] = Field(default=[], description="MatMuls that have 8 bits in a graph of int4.")
-    bits: float | None = Field(default=None, le=8.5, description="Of a decoder's weight, mean; int8 goes where it saves most.")
-    budget_mb: float | None = Field(default=None, gt=0, description="Of the bundle; int8 goes where it saves most.")
+    exclude: Patterns = Field(default=[], description='MatMuls that stay unquantized, as "layers.7.*" or "lm_head".')
+    int8: Patterns = Field(default=[], description="MatMuls that have 8 bits in a graph of int4.")
+    bits: float | None = Field(
+        default=None, gt=0, le=8.5, allow_inf_nan=False, description="Of a decoder's weight, mean; int8 goes where it saves most."
+    )
+    budget_mb: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Of the bundle; int8 goes where it saves most."
+    )
     activations: Activations = Field(default=GraphPlan.activations, description="Between int8 and int4 MatMuls; fp16 for a GPU.")
     int8_inputs: bool | None = Field(
         default=None,
-        description="Round the inputs of int8 MatMuls, too; default: in the vision graph, where there is calibration.",
+        description="Round the inputs of int8 MatMuls, too; default: in vision, with calibration, without rounded_checkpoint.",
     )
     dialects: list[Literal["gqa", "concat"]] = Field(
         default=["gqa", "concat"],
@@ -57,6 +69,11 @@ class ExportSettings(Section):
     evaluation: Path | None = Field(default=None, description="Labelled records for the accuracy beside the checkpoint's.")
     schemas: Path | None = Field(default=None, description="schemas.json of structured answers; drivekd's own without it.")
     sensitivity: bool = Field(default=False, description="Say which layers lose most, and what to exclude.")
+
+    @property
+    def mixes(self) -> bool:
+        """Whether 8 bits are to be spent where they save most."""
+        return self.bits is not None or self.budget_mb is not None
 
 
 @dataclass(frozen=True)
@@ -132,7 +149,7 @@ def _graph_plan(precision: str, settings: ExportSettings, int8: Sequence[str], *
 def _settings(overrides: Sequence[str]) -> ExportSettings:
     tree: dict[str, Any] = {}
     for override in overrides:
-        apply_override(tree, override)
+        apply_override(tree, override, "calibration=data/train.json")
     try:
         return ExportSettings.model_validate(tree)
     except ValidationError as error:
@@ -145,13 +162,17 @@ def _check(plan: ExportPlan) -> None:
         raise UsageError("int8_inputs are of int8 graphs; give --precision int8")
     if settings.int8_inputs and settings.calibration is None:
         raise UsageError("int8_inputs are scaled by what camera images reach: give --set calibration=RECORDS.json")
+    if settings.bits is not None and settings.bits < (least := WeightForm(4, settings.block).bits_per_weight(settings.block)):
+        raise UsageError(
+            f"bits = {settings.bits:g}: int4 with a scale for each block of {settings.block} has {least:g} bits a weight"
+        )
     if settings.rounded_checkpoint is not None and (not plan.rounds_weights or plan.vision.int8_inputs):
         raise UsageError("rounded_checkpoint holds weights of int8 or int4, and no rounded inputs: give --precision int4")
     if settings.sensitivity and (not plan.rounds_weights or settings.calibration is None):
         raise UsageError("sensitivity needs int8 or int4, and --set calibration=RECORDS.json to run the graphs on")
     if settings.exclude and plan.is_exact:
         raise UsageError("exclude leaves MatMuls unquantized, but nothing is quantized in fp32; give --precision")
-    mixing = [key for key in ("int8", "bits", "budget_mb") if getattr(settings, key)]
+    mixing = [key for key in ("int8", "bits", "budget_mb") if getattr(settings, key) not in (None, [])]
     if mixing and plan.decoder.precision != "int4":
         raise UsageError(f"{mixing[0]} is about MatMuls of 8 bits in a decoder of int4; this one is {plan.decoder.precision}")
     if len(mixing) > 1:

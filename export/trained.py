@@ -4,12 +4,12 @@ takes that as it is; and an export can leave its rounded model as such a checkpo
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from drivekd.errors import CheckpointError, ExportError, UsageError
@@ -17,13 +17,11 @@ from drivekd.files import whole_directory
 from drivekd.log import logger
 from drivekd.quantization.form import Quantized, WeightForm
 from drivekd.quantization.linears import is_vision, matmul_name
-from drivekd.quantization.scales import SCALES_FILE, read_scales, write_scales
+from drivekd.quantization.scales import SCALES_FILE, check_scales, read_scales, write_scales
 
 from .settings import ExportPlan
 
-FIXED = ("block", "exclude", "int8", "int8_inputs")  # settings that such a checkpoint decides
-
-
+FIXED = ("vision", "block", "exclude", "int8", "bits", "budget_mb", "int8_inputs")  # settings that such a checkpoint decides
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")  # ends of names that are not copied
 
 
@@ -35,39 +33,47 @@ class TrainedScales:
     forms: Mapping[str, WeightForm] = field(default_factory=dict)
 
 
-def as_trained(plan: ExportPlan, checkpoint: Path, layers: Collection[str]) -> tuple[ExportPlan, TrainedScales]:
-    """The plan with the checkpoint's forms, and its scales. layers: names of the model's linear layers.
+def as_trained(plan: ExportPlan, folder: Path, layers: Mapping[str, nn.Module]) -> tuple[ExportPlan, TrainedScales]:
+    """The plan with a checkpoint's forms, and its scales. folder: where weight_scales.safetensors is, if there is one.
+    layers: the model's linear layers by name.
 
     Raises CheckpointError: scales of another model; UsageError where settings contradict them.
     """
-    scales, forms = read_scales(checkpoint)
+    scales, forms = read_scales(folder)
     if not forms or not plan.rounds_weights:
         return plan, TrainedScales()
-    if unknown := sorted(set(forms) - set(layers)):
-        raise CheckpointError(
-            f"{checkpoint / SCALES_FILE}: the model has no layer {unknown[0]}; it belongs to another checkpoint"
-        )
-    decoder = {layer: form for layer, form in forms.items() if not is_vision(layer)}
-    precision = "int4" if any(form.bits == 4 for form in decoder.values()) else "int8"
-    if plan.decoder.precision != precision:
-        logger.warning("%s was trained for %s; as %s it is rounded anew", checkpoint, precision, plan.decoder.precision)
+    check_scales(folder, scales, forms, layers)
+    decoder, vision = ({layer: f for layer, f in forms.items() if is_vision(layer) == wanted} for wanted in (False, True))
+    if plan.decoder.precision != (precision := _precision(decoder)):
+        logger.warning("%s was trained for %s; as %s it is rounded anew", folder, precision, plan.decoder.precision)
         return plan, TrainedScales()
     if told := sorted(set(FIXED) & plan.settings.model_fields_set):
         raise UsageError(
-            f"--set {told[0]}: {checkpoint / SCALES_FILE} decides it: the weights were trained in that form; leave it out"
+            f"--set {told[0]}: {folder / SCALES_FILE} decides it: the weights were trained in that form; leave it out"
         )
-    blocks = {form.block for form in forms.values()}
-    if len(blocks) != 1:
-        raise CheckpointError(f"{checkpoint / SCALES_FILE}: layers have blocks of {sorted(blocks)}; expected one size")
-    block: Any = blocks.pop()  # GraphPlan judges it
-    wide = tuple(sorted({matmul_name(layer) for layer, form in decoder.items() if form.bits == 8}))
     left = tuple(sorted({matmul_name(layer) for layer in layers if layer not in forms}))
+    block: Any = next(iter(forms.values())).block
+    fixed = {"block": block, "exclude": left, "int8_inputs": False}
     plan = replace(
         plan,
-        vision=replace(plan.vision, block=block, exclude=left, int8_inputs=False),
-        decoder=replace(plan.decoder, block=block, exclude=left, int8=wide if precision == "int4" else ()),
+        vision=replace(plan.vision, precision=_precision(vision), int8=_wide(vision), **fixed),
+        decoder=replace(plan.decoder, int8=_wide(decoder), **fixed),
     )
+    for layer, linear in layers.items():
+        weight: Any = linear.weight
+        if plan.form_of(layer, weight[0].numel()) != forms.get(layer):
+            raise CheckpointError(f"{folder / SCALES_FILE}: {layer} has another block than others; expected {block} everywhere")
     return plan, TrainedScales(scales, forms)
+
+
+def _precision(forms: Mapping[str, WeightForm]) -> str:
+    return "int4" if any(form.bits == 4 for form in forms.values()) else "int8"
+
+
+def _wide(forms: Mapping[str, WeightForm]) -> tuple[str, ...]:
+    """MatMuls of 8 bits where others have 4."""
+    wide = {matmul_name(layer) for layer, form in forms.items() if form.bits == 8}
+    return tuple(sorted(wide)) if _precision(forms) == "int4" else ()
 
 
 def write_rounded_checkpoint(

@@ -26,8 +26,9 @@ from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import PixelValues, load_image
 from drivekd.models import encode_images, language_model, load_model, rotary_positions
 from drivekd.quantization.form import WeightForm
+from drivekd.quantization.linears import linear_layers
 from drivekd.quantization.rounded_model import round_model
-from drivekd.quantization.scales import read_scales
+from drivekd.quantization.scales import check_scales, read_scales
 from drivekd.sample import Sample
 
 
@@ -115,6 +116,7 @@ class CheckpointAnswerer:
         self._model = load_model(checkpoint).eval()
         scales, forms = read_scales(checkpoint.path)
         if forms:
+            check_scales(checkpoint.path, scales, forms, linear_layers(self._model))
             round_model(self._model, scales, forms)
             self.name += f" ({told(forms.values())})"
         self._model.to(self._device)

@@ -9,7 +9,7 @@ T tokens an image, S tokens of a sample, D hidden size, A rotary axes, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,9 +48,15 @@ class Calibrated:
     feeds: dict[str, list[Feeds]]
 
 
-def camera_samples(records: Path, processor: Processor, *, count: int = NUM_SAMPLES, seed: int = 0) -> list[CameraSample]:
-    """`count` records of a Drive-KD file, or all when there are fewer. Raises DataError naming file, record and field."""
-    samples = read_samples(records, unlabelled=True)
+def camera_samples(
+    records: Path, processor: Processor, *, count: int = NUM_SAMPLES, seed: int = 0, but: Collection[Path] = ()
+) -> list[CameraSample]:
+    """`count` records of a Drive-KD file, or all when there are fewer. but: pictures whose records are left out.
+
+    Raises DataError naming file, record and field.
+    """
+    found = read_samples(records, unlabelled=True)
+    samples = [sample for sample in found if not set(sample.images) & set(but)] or found
     rng = np.random.default_rng(seed)
     chosen = [samples[i] for i in sorted(rng.choice(len(samples), min(count, len(samples)), replace=False).tolist())]
     check_images(chosen)

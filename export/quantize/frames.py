@@ -7,7 +7,7 @@ a tile takes a CPU seconds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -25,7 +25,7 @@ MOST_FRAMES = 32  # a 448 px tile takes InternViT-300M 5 to 7 s on two cores
 MOST_TOKENS = 8192  # from here on more are worth little (docs/export.md)
 FRAME_TOKENS = 1024
 HELD_OUT_QUESTIONS = 48
-HELD_OUT_SHARE = 4  # at most one frame in so many is kept back
+HELD_OUT_SHARE = 4  # one scene in so many is kept back, or one frame where there are no scenes
 
 
 Frame: TypeAlias = list[Sample]  # all of one tuple of pictures
@@ -33,11 +33,13 @@ Frame: TypeAlias = list[Sample]  # all of one tuple of pictures
 
 @dataclass(frozen=True)
 class Frames:
-    """chosen: to round on, one pack a batch. held_out: labelled records of other frames, one camera each. collate: its pixels."""
+    """chosen: to round on, one pack a batch. held_out: labelled records of others, one camera each. kind: "scenes" or "frames",
+    of which both share none. collate: gives a batch its pixels."""
 
     source: Path
     chosen: tuple[Batch, ...]
     held_out: tuple[Sample, ...]
+    kind: str
     collate: Collator
 
     @property
@@ -56,24 +58,48 @@ def read_frames(records: Path, processor: Processor, *, count: int = MOST_FRAMES
     seen = [frame for frame in by_frame.values() if frame[0].images]
     if not seen:
         raise UsageError(f"{records}: no record has an image; calibration needs what the camera sees")
-    kept_back, rest = _apart([seen[i] for i in rng.permutation(len(seen)).tolist()])
+    kept_back, rest, kind = _apart([seen[i] for i in rng.permutation(len(seen)).tolist()])
     chosen, collate = _chosen([_one_camera(frame, rng) for frame in rest], processor, count, seed)
     held_out = _held_out([_one_camera(frame, rng) for frame in kept_back])
     check_images([*(sample for batch in chosen for sample in batch.samples), *held_out])
-    return Frames(records, tuple(chosen), held_out, collate)
+    return Frames(records, tuple(chosen), held_out, kind, collate)
 
 
-def _apart(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
-    """Frames to keep back, and those that share no scene with them; where all are of one scene, no picture; else none is kept."""
-    kept_back = list(frames[: len(frames) // HELD_OUT_SHARE])
-    for share in (_places, _pictures):
-        taken = {place for frame in kept_back for place in share(frame)}
-        if rest := [frame for frame in frames[len(kept_back) :] if not taken & share(frame)]:
-            return kept_back, rest
-    return [], list(frames)
+def _apart(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame], str]:
+    """Frames to keep back, the others, and what they share none of.
+
+    A quarter of the scenes is kept back; where fewer than four are told, a quarter of the frames that share no picture with the
+    rest. None is where all hang together.
+    """
+    groups, kind = _groups(frames, _scenes), "scenes"
+    if len(groups) < HELD_OUT_SHARE:
+        groups, kind = _groups(frames, _pictures), "frames"
+    elif not any(sample.scene for frame in frames for sample in frame):
+        kind = "frames"
+    kept = len(groups) // HELD_OUT_SHARE
+    return [frame for group in groups[:kept] for frame in group], [frame for group in groups[kept:] for frame in group], kind
 
 
-def _places(frame: Frame) -> set[Path | str]:
+def _groups(frames: Sequence[Frame], places: Callable[[Frame], set[Path | str]]) -> list[list[Frame]]:
+    """Frames that share a place, directly or through others, together."""
+    leaders = list(range(len(frames)))
+
+    def leader(number: int) -> int:
+        while leaders[number] != number:
+            leaders[number] = number = leaders[leaders[number]]
+        return number
+
+    first: dict[Path | str, int] = {}
+    for number, frame in enumerate(frames):
+        for place in places(frame):
+            leaders[leader(number)] = leader(first.setdefault(place, number))
+    groups: dict[int, list[Frame]] = {}
+    for number, frame in enumerate(frames):
+        groups.setdefault(leader(number), []).append(frame)
+    return list(groups.values())
+
+
+def _scenes(frame: Frame) -> set[Path | str]:
     return _pictures(frame) | {sample.scene for sample in frame if sample.scene}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,12 +37,16 @@ def matching(patterns: Sequence[str], names: Collection[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def check_exclusions(patterns: Sequence[str], names: Collection[str]) -> None:
-    """Refuse a pattern that matches none of the names (of all graphs together). Raises UsageError."""
+def check_patterns(key: str, patterns: Sequence[str], names: Collection[str]) -> None:
+    """Refuse a pattern of the setting `key` that matches none of the names. Raises UsageError naming what is near."""
     for pattern in patterns:
         if not matching([pattern], names):
+            near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.4)
+            meant = f"Did you mean {' or '.join(near)}? " if near else ""
             known = ", ".join(list(names)[:4])
-            raise UsageError(f"exclude {pattern!r} matches no MatMul; they are called {known} and so on, * stands for any text")
+            raise UsageError(
+                f"{key} {pattern!r} matches no MatMul. {meant}They are called {known} and so on; * stands for any text"
+            )
 
 
 def check_finite(nodes: Sequence[ir.Node]) -> None:

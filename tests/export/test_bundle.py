@@ -422,9 +422,42 @@ def test_a_rounded_checkpoint_is_exported_as_it_is(rounded: tuple[Path, Path], t
 
 
 def test_what_a_checkpoint_decides_cannot_be_set(rounded: tuple[Path, Path], tmp_path: Path) -> None:
-    for setting in ("block=64", "int8=[lm_head]", "exclude=[lm_head]"):
+    calibration = f"calibration={rounded[0].parent / 'none.json'}"
+    for setting in ("block=64", "int8=[lm_head]", "exclude=[lm_head]", "vision=int4", "vision=fp32", "bits=6", "budget_mb=20"):
         with pytest.raises(UsageError, match=rf"--set {setting.partition('=')[0]}: .*weight_scales\.safetensors decides it"):
-            bundle_from_checkpoint(rounded[1], tmp_path / "again", plan=plan_from_options("int4", [setting]))
+            bundle_from_checkpoint(rounded[1], tmp_path / "again", plan=plan_from_options("int4", [setting, calibration]))
+
+
+@pytest.mark.parametrize(
+    ("out", "rounded_to"), [("bundle", "bundle"), ("bundle", "bundle/rounded"), ("rounded/bundle", "rounded")]
+)
+def test_a_rounded_checkpoint_lies_beside_the_bundle(checkpoint: Path, tmp_path: Path, out: str, rounded_to: str) -> None:
+    plan = plan_from_options("int4", [f"rounded_checkpoint={tmp_path / rounded_to}"])
+    with pytest.raises(UsageError, match="lie in one another; name folders side by side"):
+        bundle_from_checkpoint(checkpoint, tmp_path / out, plan=plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rounded_checkpoint_goes_with_a_bundle_that_fails(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "record_golden", lambda model: (_ for _ in ()).throw(RunnerError("planted")))
+    plan = plan_from_options("int4", [f"rounded_checkpoint={tmp_path / 'rounded'}"])
+    with pytest.raises(RunnerError, match="planted"):
+        bundle_from_checkpoint(checkpoint, tmp_path / "bundle", plan=plan)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_that_is_too_small_says_what_would_do(family_run: TinyRun, tmp_path: Path) -> None:
+    settings = ["budget_mb=0.2", f"calibration={family_run.folder / 'train.json'}"]
+    with pytest.raises(UsageError, match=r"budget_mb = 0\.2: with every MatMul in 4 bits it is about \d\.\d MB"):
+        bundle_from_checkpoint(family_run.student, tmp_path / "bundle", plan=plan_from_options("int4", settings))
+
+
+def test_nothing_left_to_mix_is_told(family_run: TinyRun, tmp_path: Path) -> None:
+    settings = ["exclude=['*']", "budget_mb=20", f"calibration={family_run.folder / 'train.json'}"]
+    with pytest.raises(UsageError, match="nothing of the decoder is left to be mixed"):
+        bundle_from_checkpoint(family_run.student, tmp_path / "bundle", plan=plan_from_options("int4", settings))
 
 
 def test_a_quantized_bundle_says_what_it_cost(rounded: tuple[Path, Path]) -> None:

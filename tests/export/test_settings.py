@@ -39,6 +39,10 @@ def test_inputs_are_rounded_in_the_vision_graph_alone_and_with_calibration() -> 
     assert plan_from_options("int8", [CALIBRATION, "int8_inputs=true"]).decoder.int8_inputs
 
 
+def test_one_pattern_needs_no_brackets() -> None:
+    assert plan_from_options("int4", ["int8=lm_head", "exclude=layers.0.*"]).settings.int8 == ["lm_head"]
+
+
 def test_each_layer_has_its_form() -> None:
     plan = plan_from_options("int4", ["int8=[layers.0.*]", "exclude=[lm_head]"])
     assert plan.form_of("layers.1.self_attn.q_proj", 896) == WeightForm(4, 32)
@@ -78,13 +82,18 @@ def test_the_preferred_dialect_stays_first() -> None:
         ("fp16", ["bits=5", CALIBRATION], "bits is about MatMuls of 8 bits in a decoder of int4; this one is fp16"),
         ("int4", ["bits=5"], r"bits: .*calibration=RECORDS\.json"),
         ("int4", ["bits=5", "budget_mb=100", CALIBRATION], "bits and budget_mb both decide"),
+        ("int4", ["bits=0", CALIBRATION], "bits = 0"),
+        ("int4", ["bits=4.3", CALIBRATION], r"bits = 4\.3: int4 with a scale for each block of 32 has 4\.5 bits a weight"),
+        ("int4", ["bits=.inf", CALIBRATION], "bits = inf"),
+        ("int4", ["budget_mb=.inf", CALIBRATION], "budget_mb = inf"),
+        ("fp16", ["rounded_checkpoint=x"], "rounded_checkpoint holds weights of int8 or int4"),
         ("int4", ["sensitivity=true"], r"calibration=RECORDS\.json"),
         ("int4", [CALIBRATION, "block=48"], "block = 48: .*32, 64 or 128"),
         ("fp32", ["exclude=[lm_head]"], "nothing is quantized in fp32"),
         ("fp32", ["dialects=[]"], "dialects"),
         ("fp32", ["dialects=[std24]"], "dialects.* = 'std24'"),
         ("fp32", ["blocks=32"], "unknown key blocks; known here: vision, decoder, embedding, block"),
-        ("fp32", ["block"], "expected key=value"),
+        ("fp32", ["block"], "expected key=value, for example --set calibration="),
         ("int8", ["calibration_samples=0", CALIBRATION], "calibration_samples = 0"),
     ],
 )

@@ -130,6 +130,8 @@ def write_student(directory: Path, student: SavedStudent) -> None:
     base.save_pretrained(directory)
     if student.config.train == ["language_model"]:
         write_adapter(directory / "adapter", student.model, lora, student.source.path, student.trained)
+        if student.scales:  # of the merged weights, which is what an export makes of an adapter
+            write_scales(directory / "adapter", student.scales, student.forms)
     else:
         logger.info("%s: no adapter/, since adapters are not all that trained; the merged model has everything", directory)
 

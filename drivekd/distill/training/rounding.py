@@ -25,12 +25,12 @@ from transformers import PreTrainedModel
 
 from drivekd.config import LoraConfig, QuantizationConfig
 from drivekd.distill.training.sharding import placed
-from drivekd.errors import CheckpointError, ConfigError
+from drivekd.errors import ConfigError
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.quantization.form import WeightForm, block_scales, stored
 from drivekd.quantization.linears import HEAD, forms_of, linear_layers, matching, matmul_name
 from drivekd.quantization.rounded_model import round_embedding, round_layer, untie_head
-from drivekd.quantization.scales import SCALES_FILE, read_scales
+from drivekd.quantization.scales import SCALES_FILE, check_scales, read_scales
 from drivekd.quantization.straight_through import Known, known, straight_through, trained_scales
 
 ADAPTER = "default"
@@ -75,7 +75,8 @@ class Rounding:
         self._frozen: dict[str, Tensor] = {}
         self._layers: dict[str, _RoundedLayer] = {}
         self._given = _given_scales(source, self.forms)
-        _check_shapes(source, self._given, layers)
+        if self._given:
+            check_scales(source.path, self._given, self.forms, layers)
         hosts = {host.base_layer: host for host in model.modules() if isinstance(host, LoraLayer)}
         for name, form in self.forms.items():
             host: Any = hosts.get(layers[name], layers[name])
@@ -227,19 +228,6 @@ def _given_scales(source: Checkpoint, forms: Mapping[str, WeightForm]) -> dict[s
                 "begin with scales of the weights"
             )
     return scales
-
-
-def _check_shapes(source: Checkpoint, given: Mapping[str, Tensor], layers: Mapping[str, Any]) -> None:
-    """They fit their forms (`read_scales` and `_given_scales`), but the weights may have been changed since."""
-    _, forms = read_scales(source.path)
-    for name, scales in given.items():
-        outputs, inputs = layers[name].weight.flatten(1).shape
-        expected = [outputs, -(-inputs // forms[name].block)]
-        if list(scales.shape) != expected:
-            raise CheckpointError(
-                f"{source.path / SCALES_FILE}: scales of {name} are {list(scales.shape)}, its weight needs {expected}; "
-                "quantize again"
-            )
 
 
 def _told(form: WeightForm | None) -> str:

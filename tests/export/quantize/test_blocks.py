@@ -15,7 +15,7 @@ from onnxruntime.quantization.quant_utils import QuantFormat
 from drivekd.errors import ExportError, UsageError
 from drivekd.export.quantize.blocks import pack_nibbles
 from drivekd.export.quantize.convert import GraphPlan, apply_plan
-from drivekd.export.quantize.matmuls import check_exclusions
+from drivekd.export.quantize.matmuls import check_patterns
 from drivekd.quantization.form import Quantized, WeightForm, quantized
 
 
@@ -160,8 +160,8 @@ def test_unknown_words_are_refused(wrong: dict[str, object], message: str) -> No
 
 def test_an_exclusion_that_matches_nothing_is_refused() -> None:
     names = ["layers.0.mlp.up_proj", "lm_head"]
-    check_exclusions(["layers.*", "lm_head"], names)
+    check_patterns("exclude", ["layers.*", "lm_head"], names)
     with pytest.raises(
-        UsageError, match=r"exclude 'lm_haed' matches no MatMul; they are called layers\.0\.mlp\.up_proj, lm_head"
+        UsageError, match=r"int8 'lm_haed' matches no MatMul\. Did you mean lm_head\? They are called layers\.0\.mlp\.up_proj"
     ):
-        check_exclusions(["lm_head", "lm_haed"], names)
+        check_patterns("int8", ["lm_head", "lm_haed"], names)

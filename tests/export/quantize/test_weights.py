@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from export_fixtures import StudentGraphs
 from tiny_run import TinyRun
 
 from drivekd.errors import DataError, ExportError, UsageError
-from drivekd.export.quantize.frames import Frames, read_frames
+from drivekd.export.quantize.frames import Frames, _apart, read_frames
 from drivekd.export.quantize.matmuls import weight_array, weight_matmuls
 from drivekd.export.quantize.weights import by_matmul, quantize_weights
 from drivekd.export.settings import plan_from_options
@@ -23,6 +25,7 @@ from drivekd.models import encode_images
 from drivekd.quantization.form import Quantized, WeightForm
 from drivekd.quantization.layers import weight_of
 from drivekd.quantization.linears import linear_layers, matmul_name
+from drivekd.sample import Sample
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
 EMBEDDING = WeightForm(8, 32)
@@ -115,19 +118,22 @@ def test_a_weight_that_is_not_finite_is_named(source: Source) -> None:
 
 
 def test_frames_hold_their_questions_and_some_are_kept_back(family_run: TinyRun, source: Source, tmp_path: Path) -> None:
-    records = json.loads((family_run.folder / "train.json").read_text())
-    found = read_frames(family_run.folder / "train.json", source.processor)
+    every = json.loads((family_run.folder / "train.json").read_text())
+    shutil.copytree(family_run.folder / "images", tmp_path / "images")
+    records = [record for record in every if len(record["images"]) == 1]  # those of two pictures tie all together
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    found = read_frames(tmp_path / "train.json", source.processor)
     chosen = {path for batch in found.chosen for images in batch.images for path in images}
     kept = {path for sample in found.held_out for path in sample.images}
     assert chosen and kept and not chosen & kept
     assert all(sample.answer for sample in found.held_out)
     assert all(len(images) == 1 for batch in found.chosen for images in batch.images)
     assert {sample.source for batch in found.chosen for sample in batch.samples} < {
-        f"{family_run.folder / 'train.json'}, record {number + 1}" for number in range(len(records))
+        f"{tmp_path / 'train.json'}, record {number + 1}" for number in range(len(records))
     }
-    again = read_frames(family_run.folder / "train.json", source.processor)
+    again = read_frames(tmp_path / "train.json", source.processor)
     assert [batch.samples for batch in again.chosen] == [batch.samples for batch in found.chosen]
-    one = read_frames(family_run.folder / "train.json", source.processor, count=1)
+    one = read_frames(tmp_path / "train.json", source.processor, count=1)
     assert len(one.chosen) == 1
 
 
@@ -139,3 +145,40 @@ def test_records_that_cannot_be_rounded_on_are_refused(source: Source, family_ru
     (tmp_path / "missing.json").write_text(json.dumps([record | {"images": ["gone.png"]}]))
     with pytest.raises((DataError, UsageError), match=r"missing\.json, record 1: images: no file .*gone\.png"):
         read_frames(tmp_path / "missing.json", source.processor)
+
+
+def framed(scenes: int, each: int, cameras: int = 1) -> list[list[Sample]]:
+    """Frames of so many scenes, dealt as a shuffle would."""
+    return [
+        [
+            Sample(
+                "here",
+                "planning",
+                "?",
+                "Brake.",
+                tuple(Path(f"{scene}-{number}-{c}.jpg") for c in range(cameras)),
+                scene=f"s{scene}",
+            )
+        ]
+        for number in range(each)
+        for scene in range(scenes)
+    ]
+
+
+@pytest.mark.parametrize(("scenes", "each"), [(850, 40), (100, 12), (10, 10), (4, 5)])
+def test_a_quarter_of_the_scenes_is_kept_back(scenes: int, each: int) -> None:
+    kept, rest, kind = _apart(framed(scenes, each))
+    told = [{frame[0].scene for frame in part} for part in (kept, rest)]
+    assert not told[0] & told[1]
+    assert [len(names) for names in told] == [scenes // 4, scenes - scenes // 4]
+    assert (len(kept) + len(rest), kind) == (scenes * each, "scenes")
+
+
+def test_frames_of_one_scene_are_kept_apart_by_their_pictures() -> None:
+    frames = framed(1, 8, cameras=2)
+    frames[3] = [replace(frames[3][0], images=(frames[4][0].images[0], Path("other.jpg")))]
+    kept, rest, kind = _apart(frames)
+    assert kind == "frames" and kept and rest
+    assert not {path for frame in kept for path in frame[0].images} & {path for frame in rest for path in frame[0].images}
+    one = [[replace(frame[0], images=(Path("same.jpg"),))] for frame in frames]
+    assert _apart(one)[0] == []
