@@ -27,9 +27,13 @@ from tiny_run import TinyRun
 import drivekd.export.bundle as writer
 from drivekd.errors import BundleError, CheckpointError, DrivekdError, ExportError, RunnerError, UsageError
 from drivekd.export import ParityTable, bundle_from_checkpoint, engines_from_bundle
+from drivekd.export.parity.probed_graph import prefill_feeds
 from drivekd.export.settings import plan_from_options
 from drivekd.images import RGBImage
+from drivekd.models import load_model
 from drivekd.models.tiny import TinySize
+from drivekd.quantization.rounded_model import round_model
+from drivekd.quantization.scales import read_scales
 from drivekd.runtime import Ask, bench_bundle, check_bundle, load_bundle, read_bundle
 from drivekd.runtime.engine.ort import OrtRunner
 
@@ -469,3 +473,26 @@ def test_a_quantized_bundle_says_what_it_cost(rounded: tuple[Path, Path]) -> Non
     assert 4.5 <= manifest.graphs["decoder.concat"].bits <= 4.8
     rows = [row for row in manifest.parity if row["graph"] == "decoder.gqa" and row["output"] == "logits"]
     assert rows and all(row["rms"] < 0.3 for row in rows)
+
+
+@pytest.mark.parametrize("dialect", ["gqa", "concat"])
+def test_the_graphs_compute_what_training_computed(rounded: tuple[Path, Path], tmp_path: Path, dialect: str) -> None:
+    """Logits of the checkpoint with its scales, as training and `drivekd eval` have them, to 1e-3 of their scale: in float,
+    with onnxruntime's own rounding of activations switched off."""
+    plan = plan_from_options("int4", [f"dialects=[{dialect}]"])
+    bundle_from_checkpoint(rounded[1], tmp_path / "bundle", plan=plan)
+    bundle = read_bundle(tmp_path / "bundle")
+    model = load_model(rounded[1]).eval()
+    round_model(model, *read_scales(rounded[1]))
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        rows = model.get_input_embeddings()(ids)
+        expected = model(input_ids=ids).logits[0, -1].numpy()
+    spec = bundle.manifest.graphs[f"decoder.{dialect}"]
+    axes = bundle.manifest.model.rotary_axes
+    feeds = prefill_feeds(spec, rows[0].numpy(), np.broadcast_to(np.arange(ids.shape[1]), (axes, ids.shape[1])))
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(str(bundle.path / spec.file), options, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {name: np.asarray(value) for name, value in feeds.items()})
+    np.testing.assert_allclose(logits[0], expected, atol=1e-3 * np.abs(expected).max())
