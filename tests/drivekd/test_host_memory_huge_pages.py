@@ -59,7 +59,10 @@ def test_large_memory_comes_to_lie_in_huge_pages() -> None:
             array = np.ones(NUM_BYTES, np.uint8)
             before = huge_kb(array)
         assert before < NUM_BYTES / 1024 / 4 or "[always]" in SETTING.read_text()
-        assert huge_kb(array) >= NUM_BYTES / 1024 / 2, "the ends of the memory may not fill a huge page"
+        found_kb = huge_kb(array)
+        if found_kb < NUM_BYTES / 1024 / 2 and not kernel_gives_huge_pages():
+            pytest.skip("the kernel ran out of huge pages meanwhile: other processes took them")
+        assert found_kb >= NUM_BYTES / 1024 / 2, "the ends of the memory may not fill a huge page"
         assert array.min() == array.max() == 1
     finally:
         np._core.multiarray._set_madvise_hugepage(numpy_asks)  # type: ignore[attr-defined]
