@@ -10,10 +10,10 @@ from __future__ import annotations
 
 # Of any single value, as a share of max(1, its output's largest magnitude); a bundle keeps it as GraphSpec.atol. fp32:
 # docs/design.md, "Exactness and tolerances"; measured 3e-6 on random weights. fp16: .003 on tiny random models with sharp
-# attention, which amplifies rounding, 2e-4 on the demo's trained models. int8, int4: .06 on SmolLM2-135M.
-ATOL = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5, "int4": 0.5}
+# attention, which amplifies rounding, 2e-4 on the demo's trained models. int4: .9 on such a random model, .06 on SmolLM2-135M.
+ATOL = {"fp32": 1e-4, "fp16": 2e-2, "int8": 0.5, "int4": 1.0}
 
 # Of a whole output: its root mean square error as a share of its root mean square. Measured: fp16 7e-4 on the demo's trained
-# student, int8 and int4 .06 on SmolLM2-135M (activations of 8 bits through 30 layers); tiny random models have more, hence the
-# room. In fp32 every token must agree instead.
-RMS_LIMITS = {"fp16": 0.01, "int8": 0.3, "int4": 0.3}
+# student, int8 and int4 .06 on SmolLM2-135M (activations of 8 bits through 30 layers), .44 on a random model with sharp
+# attention. In fp32 every token must agree instead.
+RMS_LIMITS = {"fp16": 0.01, "int8": 0.3, "int4": 0.6}
