@@ -20,7 +20,7 @@ from drivekd.log import logger
 from drivekd.processor import Processor
 from drivekd.quantization.form import Quantized, WeightForm
 from drivekd.quantization.layers import weight_of
-from drivekd.quantization.linears import is_vision, linear_layers, matmul_name
+from drivekd.quantization.linears import check_patterns, is_vision, linear_layers, matching, matmul_name
 from drivekd.runtime.answers.questions import fill_template
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
 from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
@@ -40,7 +40,6 @@ from .quantize.calibration import Calibrated, CameraSample, calibrate, camera_sa
 from .quantize.convert import convert
 from .quantize.embedding import embedding_form, embedding_spec, quantize_embedding
 from .quantize.frames import Frames, read_frames
-from .quantize.matmuls import check_patterns, matching
 from .quantize.mix import chosen_for_eight, foreseen_costs, mix_rows
 from .quantize.sensitivity import SensitivityReport, Trials, sensitivity
 from .quantize.weights import by_matmul, quantize_weights
@@ -188,7 +187,7 @@ def _calibration(processor: Processor, plan: ExportPlan) -> tuple[list[CameraSam
         return [], None
     frames = read_frames(settings.calibration, processor, count=settings.calibration_samples) if plan.rounds_weights else None
     ranged = plan.vision.int8_inputs or plan.decoder.int8_inputs or settings.sensitivity
-    kept_back = {path for sample in frames.held_out for path in sample.images} if frames is not None else set()
+    kept_back = frames.kept_back if frames is not None else frozenset()
     samples = camera_samples(settings.calibration, processor, but=kept_back) if ranged else []
     return samples, frames
 

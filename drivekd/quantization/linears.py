@@ -10,12 +10,15 @@ Names of MatMuls are what `exclude` and other patterns are about: "layers.0.*", 
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from transformers import PreTrainedModel
+
+from drivekd.errors import ConfigError
 
 from .form import WeightForm
 
@@ -74,20 +77,42 @@ def matching(patterns: Sequence[str], names: Collection[str]) -> list[str]:
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
+def check_patterns(key: str, patterns: Sequence[str], names: Collection[str]) -> None:
+    """Refuse a pattern of the setting `key` that matches none of the names. Raises ConfigError naming what is near."""
+    for pattern in patterns:
+        if not matching([pattern], names):
+            near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.4)
+            meant = f"Did you mean {' or '.join(near)}? " if near else ""
+            known = ", ".join(list(names)[:4])
+            raise ConfigError(
+                f"{key}: {pattern!r} matches no MatMul. {meant}They are called {known} and so on; * stands for any text"
+            )
+
+
+def form_of(
+    matmul: str, inputs: int, form: WeightForm, *, exclude: Sequence[str] = (), int8: Sequence[str] = ()
+) -> WeightForm | None:
+    """Of a MatMul's weight where others have `form`; None: it stays float.
+
+    exclude: patterns of MatMuls that stay float; int8: of those that get 8 bits. One with fewer inputs than a block stays float:
+    padding would make it larger, not smaller.
+    """
+    if inputs < form.block or matching(exclude, [matmul]):
+        return None
+    return WeightForm(8, form.block) if matching(int8, [matmul]) else form
+
+
 def forms_of(
     inputs: Mapping[str, int], form: WeightForm, *, exclude: Sequence[str] = (), int8: Sequence[str] = ()
 ) -> dict[str, WeightForm]:
     """The form of each layer, those that stay float left out. inputs: of each layer, by its name.
 
-    form: of the decoder; the vision graph has 8 bits. exclude: patterns of MatMuls that stay float; int8: of
-    those that get 8 bits.
-    A layer with fewer inputs than a block stays float: padding would make it larger, not smaller.
+    form: of the decoder; the vision graph has 8 bits. exclude, int8: as form_of takes them.
     """
-    eight = WeightForm(8, form.block)
     forms: dict[str, WeightForm] = {}
     for layer, width in inputs.items():
-        name = matmul_name(layer)
-        if width < form.block or matching(exclude, [name]):
-            continue
-        forms[layer] = eight if is_vision(layer) or matching(int8, [name]) else form
+        main = WeightForm(8, form.block) if is_vision(layer) else form
+        found = form_of(matmul_name(layer), width, main, exclude=exclude, int8=int8)
+        if found is not None:
+            forms[layer] = found
     return forms

@@ -122,14 +122,19 @@ def _heard(model: StartedModel, image: RGBImage, questions: Sequence[str], answe
     longest = max(map(len, answers))
     tokens = np.asarray([[*answer, *[answer[-1]] * (longest - len(answer))] for answer in answers], np.int64).T  # [N, B]
     found = model.forced_logits([image], questions, tokens)  # [N, B, V]
-    logits = found.astype(np.float64)
-    shifted = logits - logits.max(-1, keepdims=True)
-    log_probability = np.take_along_axis(shifted, tokens[..., None], -1)[..., 0] - np.log(np.exp(shifted).sum(-1))
-    likeliest, clear = logits.argmax(-1), top2_margin(found) > TIE_MARGIN
+    steps = [_step(*pair) for pair in zip(found, tokens, strict=True)]  # one by one: [N, B, V] in float64 would be gigabytes
+    log_probability, likeliest, clear = (np.stack(values) for values in zip(*steps, strict=True))
     return [
         Heard(log_probability[: len(answer), row], likeliest[: len(answer), row], clear[: len(answer), row])
         for row, answer in enumerate(answers)
     ]
+
+
+def _step(logits: NDArray[np.float32], tokens: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Logits [B, V] and the tokens [B] that followed -> of each row what Heard has."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    log_probability = np.take_along_axis(shifted, tokens[:, None], -1)[:, 0] - np.log(np.exp(shifted).sum(-1))
+    return log_probability, logits.argmax(-1), top2_margin(logits) > TIE_MARGIN
 
 
 def language_row(text: str, exact: Heard, found: Heard) -> LanguageRow:

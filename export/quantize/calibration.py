@@ -56,7 +56,7 @@ def camera_samples(
     Raises DataError naming file, record and field.
     """
     found = read_samples(records, unlabelled=True)
-    samples = [sample for sample in found if not set(sample.images) & set(but)] or found
+    samples = [sample for sample in found if not set(sample.images) & set(but)]
     rng = np.random.default_rng(seed)
     chosen = [samples[i] for i in sorted(rng.choice(len(samples), min(count, len(samples)), replace=False).tolist())]
     check_images(chosen)

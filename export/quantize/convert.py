@@ -29,12 +29,13 @@ from drivekd.export.graphs.shared_weights import write_models
 from drivekd.export.parity.limits import ATOL
 from drivekd.export.source.quiet import quiet
 from drivekd.quantization.form import SMALLEST, SMALLEST_HALF, Quantized, WeightForm, quantized
+from drivekd.quantization.linears import form_of, matching
 from drivekd.runtime.bundle.manifest import PRECISIONS, GraphSpec, TensorSpec
 
 from . import int8
 from .blocks import use_blocks
 from .half import HALF, KV_PREFIXES, LARGEST_HALF, to_half
-from .matmuls import check_finite, matching, remove_unused_weights, weight_array, weight_matmuls
+from .matmuls import check_finite, remove_unused_weights, weight_array, weight_matmuls
 from .ranges import Calibration
 
 log = logging.getLogger(__name__)
@@ -77,9 +78,10 @@ class GraphPlan:
 
     def form_of(self, name: str, inputs: int) -> WeightForm | None:
         """Of the weight of the MatMul `name` with so many inputs; None: it stays float."""
-        if not self.rounds_weights or inputs < self.block or matching(self.exclude, [name]):
+        if not self.rounds_weights:
             return None
-        return WeightForm(8 if self.precision == "int8" or matching(self.int8, [name]) else 4, self.block)
+        main = WeightForm(8 if self.precision == "int8" else 4, self.block)
+        return form_of(name, inputs, main, exclude=self.exclude, int8=self.int8)
 
     @property
     def half(self) -> bool:

@@ -34,12 +34,13 @@ Frame: TypeAlias = list[Sample]  # all of one tuple of pictures
 @dataclass(frozen=True)
 class Frames:
     """chosen: to round on, one pack a batch. held_out: labelled records of others, one camera each. kind: "scenes" or "frames",
-    of which both share none. collate: gives a batch its pixels."""
+    of which both share none; kept_back: all pictures of those. collate: gives a batch its pixels."""
 
     source: Path
     chosen: tuple[Batch, ...]
     held_out: tuple[Sample, ...]
     kind: str
+    kept_back: frozenset[Path]
     collate: Collator
 
     @property
@@ -62,7 +63,8 @@ def read_frames(records: Path, processor: Processor, *, count: int = MOST_FRAMES
     chosen, collate = _chosen([_one_camera(frame, rng) for frame in rest], processor, count, seed)
     held_out = _held_out([_one_camera(frame, rng) for frame in kept_back])
     check_images([*(sample for batch in chosen for sample in batch.samples), *held_out])
-    return Frames(records, tuple(chosen), held_out, kind, collate)
+    pictures = frozenset(path for frame in kept_back for path in frame[0].images)
+    return Frames(records, tuple(chosen), held_out, kind, pictures, collate)
 
 
 def _apart(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame], str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from drivekd.errors import ExportError, UsageError
+from drivekd.errors import ExportError
 from drivekd.runtime.bundle.manifest import GraphSpec
 
 
@@ -30,23 +28,6 @@ def weight_array(node: ir.Node) -> NDArray[np.float32]:
 def matmul_names(folder: Path, spec: GraphSpec) -> list[str]:
     """Names of the MatMuls of weights in folder/spec.file: what exclusions choose from."""
     return [node.name or "" for node in weight_matmuls(ir.load(folder / spec.file).graph)]
-
-
-def matching(patterns: Sequence[str], names: Collection[str]) -> list[str]:
-    """Those of the names that match a pattern ("layers.0.*"; * is any text)."""
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def check_patterns(key: str, patterns: Sequence[str], names: Collection[str]) -> None:
-    """Refuse a pattern of the setting `key` that matches none of the names. Raises UsageError naming what is near."""
-    for pattern in patterns:
-        if not matching([pattern], names):
-            near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.4)
-            meant = f"Did you mean {' or '.join(near)}? " if near else ""
-            known = ", ".join(list(names)[:4])
-            raise UsageError(
-                f"{key} {pattern!r} matches no MatMul. {meant}They are called {known} and so on; * stands for any text"
-            )
 
 
 def check_finite(nodes: Sequence[ir.Node]) -> None:

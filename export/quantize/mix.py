@@ -50,15 +50,11 @@ def foreseen_costs(model: PreTrainedModel, frames: Frames, block: int) -> list[M
     """Of every MatMul of the decoder. The model's weights stay as they are, and take no gradients from now on."""
     model.requires_grad_(False)
     linears = {layer: linear for layer, linear in linear_layers(model).items() if not is_vision(layer)}
-    changes = {
-        layer: {bits: quantized(weight, WeightForm(bits, block)).dequantized() - weight for bits in (4, 8)}
-        for layer, linear in linears.items()
-        if (weight := weight_of(linear)).shape[1] >= block
-    }
-    losses = {layer: dict.fromkeys((4, 8), 0.0) for layer in changes}
+    wide = {layer: linear for layer, linear in linears.items() if weight_of(linear).shape[1] >= block}
+    losses = {layer: dict.fromkeys((4, 8), 0.0) for layer in wide}
     tokens = 0
     for batch in frames.chosen:
-        _add_losses(model, frames, batch, {layer: linears[layer] for layer in changes}, changes, losses)
+        _add_losses(model, frames, batch, wide, block, losses)
         tokens += batch.num_tokens
         if tokens >= MOST_TOKENS:
             break
@@ -76,7 +72,7 @@ def _add_losses(
     frames: Frames,
     batch: Batch,
     linears: Mapping[str, nn.Module],
-    changes: Mapping[str, Mapping[int, Tensor]],
+    block: int,
     losses: Mapping[str, dict[int, float]],
 ) -> None:
     """Add up 1/2 (g · δW x)² over a batch's tokens."""
@@ -86,7 +82,9 @@ def _add_losses(
             inputs = args[0].detach().flatten(0, -2)  # [T, K]
 
             def weigh(gradient: Tensor) -> None:
-                for bits, change in changes[layer].items():
+                weight = weight_of(module)
+                for bits in losses[layer]:  # made anew for each batch: all of them would be twice the model
+                    change = quantized(weight, WeightForm(bits, block)).dequantized() - weight
                     along = ((inputs @ change.T) * gradient.flatten(0, -2)).sum(1)  # [T]
                     losses[layer][bits] += 0.5 * float(along.square().sum())
 

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from drivekd.export.parity.table import relative_error
 from drivekd.quantization.form import Quantized
+from drivekd.quantization.linears import matching
 from drivekd.runtime.bundle.manifest import GraphSpec
 
 from .convert import GraphPlan, apply_plan
-from .matmuls import matching, weight_array, weight_matmuls
+from .matmuls import weight_array, weight_matmuls
 from .ranges import Calibration, Feeds
 
 HEADER = ["graph", "quantized alone", "error", "share of weights"]

@@ -10,8 +10,7 @@ as they are looked up.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +27,7 @@ from drivekd.distill.training.sharding import placed
 from drivekd.errors import ConfigError
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.quantization.form import WeightForm, block_scales, stored
-from drivekd.quantization.linears import HEAD, forms_of, linear_layers, matching, matmul_name
+from drivekd.quantization.linears import HEAD, check_patterns, forms_of, linear_layers, matmul_name
 from drivekd.quantization.rounded_model import round_embedding, round_layer, untie_head
 from drivekd.quantization.scales import SCALES_FILE, check_scales, read_scales
 from drivekd.quantization.straight_through import Known, known, straight_through, trained_scales
@@ -65,7 +64,9 @@ class Rounding:
         names nothing, and for a file of other forms; CheckpointError for a damaged one.
         """
         layers = linear_layers(model)
-        check_patterns(config, list(dict.fromkeys(map(matmul_name, layers))))
+        names = list(dict.fromkeys(map(matmul_name, layers)))
+        for key in ("exclude", "int8"):
+            check_patterns(f"student.quantization.{key}", getattr(config, key), names)
         inputs = {name: layer.weight[0].numel() for name, layer in layers.items()}  # type: ignore[index]
         main = WeightForm(4 if config.precision == "int4" else 8, config.block)
         self.forms = forms_of(inputs, main, exclude=config.exclude, int8=config.int8)
@@ -202,19 +203,6 @@ class _RoundedLayer:
 def first_scales(weight: Tensor, form: WeightForm) -> Tensor:
     """Those of rounding to the nearest, as an export without anything else takes them."""
     return stored(block_scales(weight.detach().float(), form))
-
-
-def check_patterns(config: QuantizationConfig, names: Collection[str]) -> None:
-    """Raises ConfigError for a pattern of exclude or int8 that matches no MatMul, naming what is near."""
-    for key in ("exclude", "int8"):
-        for pattern in getattr(config, key):
-            if not matching([pattern], names):
-                near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.4)
-                meant = f"Did you mean {' or '.join(near)}? " if near else ""
-                raise ConfigError(
-                    f"student.quantization.{key}: {pattern!r} matches no MatMul of the student. {meant}They are called "
-                    f"{', '.join(list(names)[:4])} and so on; * stands for any text"
-                )
 
 
 def _given_scales(source: Checkpoint, forms: Mapping[str, WeightForm]) -> dict[str, Tensor]:

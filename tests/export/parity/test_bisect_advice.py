@@ -54,7 +54,7 @@ def test_the_suggested_option_is_one_that_export_takes() -> None:
 
 def test_exclusions_match_the_nodes_of_their_layer_alone(deep: Bundle) -> None:
     """The pattern that is suggested is one that export takes: it finds this layer's MatMuls, not those of layer 10 to 19."""
-    from drivekd.export.quantize.matmuls import matching
+    from drivekd.quantization.linears import matching
 
     model = probed_graph.load_graph(deep, CONCAT)
     names = [node.name for node in model.graph.node]

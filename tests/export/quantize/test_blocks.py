@@ -15,8 +15,8 @@ from onnxruntime.quantization.quant_utils import QuantFormat
 from drivekd.errors import ExportError, UsageError
 from drivekd.export.quantize.blocks import pack_nibbles
 from drivekd.export.quantize.convert import GraphPlan, apply_plan
-from drivekd.export.quantize.matmuls import check_patterns
 from drivekd.quantization.form import Quantized, WeightForm, quantized
+from drivekd.quantization.linears import check_patterns
 
 
 def normal(rows: int, columns: int, seed: int = 0) -> made.Floats:
@@ -162,6 +162,6 @@ def test_an_exclusion_that_matches_nothing_is_refused() -> None:
     names = ["layers.0.mlp.up_proj", "lm_head"]
     check_patterns("exclude", ["layers.*", "lm_head"], names)
     with pytest.raises(
-        UsageError, match=r"int8 'lm_haed' matches no MatMul\. Did you mean lm_head\? They are called layers\.0\.mlp\.up_proj"
+        UsageError, match=r"int8: 'lm_haed' matches no MatMul\. Did you mean lm_head\? They are called layers\.0\.mlp\.up_proj"
     ):
         check_patterns("int8", ["lm_head", "lm_haed"], names)
