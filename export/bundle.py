@@ -8,19 +8,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.numpy
-import torch
 
 from drivekd.errors import BundleError, DataError, ExportError, UsageError
 from drivekd.files import whole_directory
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.processor import Processor
-from drivekd.quantization.form import Quantized, WeightForm
-from drivekd.quantization.layers import weight_of
-from drivekd.quantization.linears import check_patterns, is_vision, linear_layers, matching, matmul_name
+from drivekd.quantization.form import Quantized
+from drivekd.quantization.linears import linear_layers
 from drivekd.runtime.answers.questions import fill_template
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
 from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
@@ -38,11 +35,10 @@ from .parity.measure import decoder_rows, measure_parity
 from .parity.table import ParityRow, ParityTable, parity_table
 from .quantize.calibration import Calibrated, CameraSample, calibrate, camera_samples
 from .quantize.convert import convert
-from .quantize.embedding import embedding_form, embedding_spec, quantize_embedding
+from .quantize.embedding import embedding_spec, quantize_embedding
 from .quantize.frames import Frames, read_frames
-from .quantize.mix import chosen_for_eight, foreseen_costs, mix_rows
 from .quantize.sensitivity import SensitivityReport, Trials, sensitivity
-from .quantize.weights import by_matmul, quantize_weights
+from .rounding import OnMix, check_names, mixed, rounded_weights
 from .settings import ExportPlan
 from .source.layer_recording import record_layers
 from .source.layer_values import LAYERS_FILE
@@ -50,17 +46,15 @@ from .source.prompts import PromptSet
 from .source.reference import take_reference
 from .source.repeatable import EXPORT_THREADS, repeatable
 from .source.source import Source, load_source
-from .trained import TrainedScales, as_trained, write_rounded_checkpoint
+from .trained import as_trained
 
 HEADROOM = 1.05  # of the weights' bytes, for what is not weights
 EMBEDDING_FILE = "embedding.safetensors"
 DECODER_DATA = "decoder.data"
-SMALL_FILES_BYTES = 300_000  # graphs, recorded runs, manifest
 SENSITIVITY_SAMPLES = 2  # each is run once a row
 
 OnParity = Callable[[ParityTable], None]
 OnSensitivity = Callable[[SensitivityReport], None]
-OnMix = Callable[[list[list[str]]], None]  # rows under MIX_HEADER
 
 
 @dataclass(frozen=True)
@@ -126,10 +120,10 @@ def _bundle_from_checkpoint(
     opened = source.checkpoint
     scales_of = Path(checkpoint) if source.origin["kind"] == "lora" else opened.path  # an adapter's base has scales of its own
     plan, trained = as_trained(plan, scales_of, linear_layers(source.model))
-    _check_patterns(source, plan)
+    check_names(source, plan)
     samples, frames = _calibration(source.processor, plan)
     if plan.settings.mixes and frames is not None:
-        plan = _mixed(source, plan, frames, watched.on_mix)
+        plan = mixed(source, plan, frames, watched.on_mix)
     schemas = _schemas(source.prompts, plan.settings.schemas)
     if plan.settings.evaluation is not None:
         check_records(plan.settings.evaluation, source.prompts.cameras)
@@ -140,7 +134,7 @@ def _bundle_from_checkpoint(
     ):
         logger.info("asking the model, and writing its graphs in fp32: %s", ", ".join(plan.dialects))
         exported = _export(source, exact, plan.dialects, schemas)
-        weights, rounded = _rounded(source, exported, exact, plan, frames, trained) if plan.rounds_weights else ({}, exported)
+        weights, rounded = rounded_weights(source, exported, plan, frames, trained) if plan.rounds_weights else ({}, exported)
         del source  # the model's memory is the sessions' now
         rows = _compared(exported, exact, "fp32")
         language: tuple[LanguageRow, ...] = ()
@@ -170,13 +164,6 @@ def _check_folders(out: Path, rounded: Path | None) -> None:
         one, other = out.resolve(), rounded.resolve()
         if one.is_relative_to(other) or other.is_relative_to(one):
             raise UsageError(f"rounded_checkpoint: {rounded} and --out {out} lie in one another; name folders side by side")
-
-
-def _check_patterns(source: Source, plan: ExportPlan) -> None:
-    """Names are those of the graphs (tests hold it), which take minutes."""
-    names = list(dict.fromkeys(map(matmul_name, linear_layers(source.model))))
-    check_patterns("exclude", plan.settings.exclude, names)
-    check_patterns("int8", plan.settings.int8, [name for name in names if not is_vision(name)])
 
 
 def _calibration(processor: Processor, plan: ExportPlan) -> tuple[list[CameraSample], Frames | None]:
@@ -257,72 +244,6 @@ def _export(source: Source, folder: Path, dialects: tuple[str, ...], schemas: by
         embedding=weight,
         embedding_spec=EmbeddingSpec("fp32", 0),
     )
-
-
-def _mixed(source: Source, plan: ExportPlan, frames: Frames, on_mix: OnMix | None) -> ExportPlan:
-    """The plan with 8 bits where they save most, within the size that its settings ask for."""
-    logger.info("finding out where 8 bits save most")
-    block = plan.decoder.block
-    left = matching(plan.settings.exclude, [matmul_name(layer) for layer in linear_layers(source.model)])
-    costs = [cost for cost in foreseen_costs(source.model, frames, block) if cost.name not in left]
-    if not costs:
-        raise UsageError("nothing of the decoder is left to be mixed: exclude names all of it")
-    bits = plan.settings.bits
-    if bits is None:
-        weights, least = sum(cost.weights for cost in costs), WeightForm(4, block).bits_per_weight(block)
-        bits = _bits_within(source, plan, weights)
-        if bits < least:
-            needed_mb = (plan.settings.budget_mb or 0) + (least - bits) * weights / 8e6
-            raise UsageError(
-                f"budget_mb = {plan.settings.budget_mb:g}: with every MatMul in 4 bits it is about {needed_mb:.1f} MB"
-            )
-    chosen = chosen_for_eight(costs, bits, block)
-    if on_mix is not None:
-        on_mix(mix_rows(costs, chosen))
-    return dataclasses.replace(plan, decoder=dataclasses.replace(plan.decoder, int8=chosen))
-
-
-def _bits_within(source: Source, plan: ExportPlan, weights: int) -> float:
-    """Of a weight of the decoder, when the whole bundle shall have budget_mb. weights: how many there are."""
-    assert plan.settings.budget_mb is not None
-    model: Any = source.model
-    rows = model.get_input_embeddings().weight
-    bits_of = {"fp32": 32.0, "fp16": 16.0, "int8": 8 + 16 / plan.decoder.block, "int4": 4 + 16 / plan.decoder.block}
-    vision = sum(weight_of(linear).numel() for layer, linear in linear_layers(model).items() if is_vision(layer))
-    total = sum(parameter.numel() for parameter in model.parameters())
-    tied = model.lm_head.weight is rows
-    others = total + rows.numel() * tied - weights - vision - rows.numel()  # norms, biases, positions: float
-    others_bytes = len(source.processor.tokenizer.to_str().encode()) + SMALL_FILES_BYTES
-    fixed = vision * bits_of[plan.vision.precision] + rows.numel() * bits_of[plan.embedding] + max(0, others) * 32
-    return float((plan.settings.budget_mb * 8e6 - fixed - 8 * others_bytes) / weights)
-
-
-def _rounded(
-    source: Source, exported: Exported, exact: Path, plan: ExportPlan, frames: Frames | None, trained: TrainedScales
-) -> tuple[dict[str, Quantized], Exported]:
-    """The model's weights as the bundle will have them, by MatMul, and what the model says with them. It is spoilt."""
-    if trained.scales:
-        logger.info(
-            "taking the scales that the weights were trained with%s", "" if frames is None else "; records show what it costs"
-        )
-    elif frames is not None:
-        logger.info("rounding weights on %d frames, %d tokens, of %s", len(frames.chosen), frames.tokens, frames.source)
-    spec = embedding_spec(plan.embedding, exported.info.hidden_size, plan.decoder.block)
-    widths = {layer: weight_of(linear).shape[1] for layer, linear in linear_layers(source.model).items()}
-    forms = {layer: form for layer, width in widths.items() if (form := plan.form_of(layer, width)) is not None}
-    half = plan.settings.activations == "fp16"
-    found = quantize_weights(source.model, forms, embedding_form(spec), frames, trained.scales, half=half)
-    if plan.settings.rounded_checkpoint is not None:
-        before = torch.from_numpy(exported.embedding)
-        write_rounded_checkpoint(plan.settings.rounded_checkpoint, source.checkpoint.path, source.model, before, found)
-    images, questions = list(exported.reference.images), list(exported.reference.questions)
-    rounded = dataclasses.replace(
-        exported,
-        embedding_spec=spec,
-        reference=take_reference(source.model, source.processor, images, questions),
-        layers=record_layers(source.model, source.processor, images[0], questions[0]),
-    )
-    return by_matmul(found), rounded
 
 
 def _convert(

@@ -29,8 +29,17 @@ HEADER = ["precision", "seconds", "CPU s", "peak RSS, GB", "bundle, MB", "worst 
 ENGINE_HEADER = ["precision", "engine", "MB", "built in, s", "peak RSS, GB"]
 SIZES = ("internvl3-1b", "qwen2.5-vl-3b-widths", "small")  # models.py's names; that imports torch, which this process does not
 STAGES = (  # functions that drivekd.export.bundle calls, in order
-    *("load_source", "take_reference", "record_layers", "write_graphs", "calibrate", "convert", "share_weights"),
-    *("quantize_embedding", "write_manifest", "read_bundle", "measure_parity", "record_golden", "check_bundle"),
+    *(
+        "load_source",
+        "take_reference",
+        "record_layers",
+        "write_graphs",
+        "rounded_weights",
+        "calibrate",
+        "convert",
+        "share_weights",
+    ),
+    *("share_weights", "quantize_embedding", "write_manifest", "read_bundle", "measure_parity", "record_golden", "check_bundle"),
 )
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from drivekd.errors import ExportError
 from drivekd.quantization.form import WeightForm
+from drivekd.quantization.rounded_model import embedding_form as row_form
 from drivekd.runtime.bundle.manifest import EmbeddingSpec
 
 from .half import LARGEST_HALF
@@ -33,7 +34,7 @@ def embedding_spec(precision: str, width: int, block: int) -> EmbeddingSpec:
         return EmbeddingSpec(precision, 0)
     if precision == "int4" and width % 2:
         raise ExportError(f"an embedding of {width} values a row cannot be int4, two values a byte; export it as int8")
-    return EmbeddingSpec(precision, block if width % block == 0 else width)
+    return EmbeddingSpec(precision, row_form(width, block).block)
 
 
 def embedding_form(spec: EmbeddingSpec) -> WeightForm | None:
