@@ -20,9 +20,10 @@ class Sample:
     """One question about the images of one frame.
 
     source: "FILE, record N", for error messages. question: without image markers. answer: None for an unlabelled record.
-    images: one per camera, in the order in which the model sees them. answer_form: how the answer is scored;
-    records call it meta.kind. topic: what the question is about, a finer name within the capability, free text. scene: what train
-    and test must not share.
+    images: one per camera, in the order in which the model sees them; cameras: their names, () = the record does not say.
+    answer_form: how the answer is scored; records call it meta.kind. topic: what the question is about, a finer name within the
+    capability, free text. scene: what train and test must not share; frame: one moment of it. id: the question's in the data set
+    that it is from (DriveLM's scene_frame_index). tag: DriveBench's numbers. hop: NuScenes-QA's.
     """
 
     source: str
@@ -33,3 +34,8 @@ class Sample:
     answer_form: AnswerForm = "open"
     topic: str = ""
     scene: str = ""
+    frame: str = ""
+    cameras: tuple[str, ...] = ()
+    id: str = ""
+    tag: tuple[int, ...] = ()
+    hop: int | None = None

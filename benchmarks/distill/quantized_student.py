@@ -36,7 +36,7 @@ from drivekd.demo.pipeline import CONFIG, MODELS, DemoSize, format_score
 from drivekd.distill.training.train import read_training_samples, train
 from drivekd.distill.training.trainer import Trainer
 from drivekd.evaluate import EvaluationReport, evaluate, write_report
-from drivekd.evaluate.evaluation import open_answerer
+from drivekd.evaluate.answering import open_answerer
 from drivekd.files import versions
 from drivekd.models import load_model
 from drivekd.quantization.form import WeightForm, quantized

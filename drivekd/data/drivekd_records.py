@@ -3,7 +3,8 @@
     {"messages": [{"role": "user", "content": "<image>...question"}, {"role": "assistant", "content": "answer"}],
      "images": ["path of the first <image>", ...],
      "question_type": "perception" | "reasoning" | "planning",
-     "meta": {"kind", "topic", "scene", "frame", "cameras", "ego_speed_mps"}}      meta and each of its keys are optional
+     "meta": {"kind", "topic", "scene", "frame", "cameras", "ego_speed_mps",
+              "id", "tag", "hop"}}      meta and each of its keys are optional; id, tag, hop: the data set's own, see Sample
 
 The same shape is what LLaMA-Factory and ms-swift read. Other keys of a record are left alone; an unknown key of meta is
 a fault, since a misspelt "scene" would silently mix training and test scenes.
@@ -20,7 +21,7 @@ from drivekd.data.json_file import json_type
 from drivekd.sample import ANSWER_FORMS, CAMERAS, CAPABILITIES, AnswerForm, Capability, Sample
 
 IMAGE_MARKER = "<image>"
-_META_KEYS = ("kind", "topic", "scene", "frame", "cameras", "ego_speed_mps")
+_META_KEYS = ("kind", "topic", "scene", "frame", "cameras", "ego_speed_mps", "id", "tag", "hop")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ def parse_record(record: object, *, source: str, image_root: Path, unlabelled: b
         answer_form=answer_form,
         topic=meta.get("topic", ""),
         scene=meta.get("scene", ""),
+        frame=meta.get("frame", ""),
+        cameras=tuple(meta.get("cameras", ())),
+        id=meta.get("id", ""),
+        tag=tuple(meta.get("tag", ())),
+        hop=meta.get("hop"),
     )
     return ParsedRecord(sample)
 
@@ -118,14 +124,24 @@ def _meta(value: object, num_images: int, problems: list[str]) -> dict[str, Any]
         return {}
     for key in sorted(set(value) - set(_META_KEYS)):
         problems.append(f"meta.{key}: unknown key; known are {', '.join(_META_KEYS)}")
-    for key in ("topic", "scene", "frame"):
+    for key in ("topic", "scene", "frame", "id"):
         if not isinstance(value.get(key, ""), str):
             problems.append(f"meta.{key}: expected a string, found {json_type(value[key])}")
     _check_cameras(value.get("cameras"), num_images, problems)
+    _check_numbers(value, problems)
     speed = value.get("ego_speed_mps", 0.0)
     if isinstance(speed, bool) or not isinstance(speed, int | float):
         problems.append(f"meta.ego_speed_mps: expected metres per second, found {_found(speed)}")
     return value
+
+
+def _check_numbers(value: dict[str, Any], problems: list[str]) -> None:
+    tag = value.get("tag", [])
+    if not isinstance(tag, list) or any(type(number) is not int for number in tag):
+        problems.append(f"meta.tag: expected an array of whole numbers, found {_found(tag)}")
+    hop = value.get("hop", 0)
+    if type(hop) is not int:
+        problems.append(f"meta.hop: expected a whole number, found {_found(hop)}")
 
 
 def _check_cameras(value: object, num_images: int, problems: list[str]) -> None:

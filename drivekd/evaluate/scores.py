@@ -80,7 +80,7 @@ class EvaluationReport:
 
     answerer: str
     digest: str
-    images: ImageSetting
+    images: str
     seed: int
     resamples: int
     open_not_scored: int

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.data.readers import read_samples
+from drivekd.evaluate.answering import open_answerer
 from drivekd.evaluate.bundle_answerer import camera_names
-from drivekd.evaluate.evaluation import evaluate, open_answerer
+from drivekd.evaluate.evaluation import evaluate
 from drivekd.evaluate.scores import EvaluationReport, ScoreRow
 from drivekd.export.source.repeatable import EXPORT_THREADS
 from drivekd.hf_checkpoint import Checkpoint

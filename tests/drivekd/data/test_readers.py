@@ -55,6 +55,7 @@ def test_a_sound_record_becomes_a_sample(tmp_path: Path) -> None:
             answer_form="choice",
             topic="lane",
             scene="s1",
+            cameras=("CAM_FRONT", "CAM_BACK"),
         )
     ]
 
@@ -202,3 +203,14 @@ def test_a_file_as_drive_kd_publishes_it_reads(tmp_path: Path) -> None:
     assert [sample.answer_form for sample in samples] == [form for *_, form in DRIVEKD]
     assert [len(sample.images) for sample in samples] == [pictures for *_, pictures, _ in DRIVEKD]
     assert [sample.question for sample in samples] == [question for _, question, *_ in DRIVEKD]
+
+
+@pytest.mark.parametrize(("key", "wrong"), [("id", 3), ("tag", [True]), ("tag", 2), ("hop", "1")])
+def test_what_a_data_set_says_of_a_question_has_its_type(tmp_path: Path, key: str, wrong: object) -> None:
+    with pytest.raises(DataError, match=rf"record 1: meta\.{key}: expected "):
+        read_samples(write(tmp_path, record(meta={key: wrong})))
+
+
+def test_what_a_data_set_says_of_a_question_is_kept(tmp_path: Path) -> None:
+    (sample,) = read_samples(write(tmp_path, record(meta={"frame": "f", "id": "s_f_3", "tag": [0, 2], "hop": 1})))
+    assert (sample.frame, sample.id, sample.tag, sample.hop) == ("f", "s_f_3", (0, 2), 1)

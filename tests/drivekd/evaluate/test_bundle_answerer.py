@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from drivekd.errors import DataError
+from drivekd.evaluate.answering import open_answerer
 from drivekd.evaluate.bundle_answerer import BundleAnswerer
 from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
-from drivekd.evaluate.evaluation import open_answerer
 from drivekd.sample import Sample
 
 pytestmark = pytest.mark.numerics

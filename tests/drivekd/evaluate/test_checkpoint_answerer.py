@@ -14,8 +14,8 @@ from torch import Tensor
 
 from drivekd.errors import DataError
 from drivekd.evaluate import evaluate
+from drivekd.evaluate.answering import open_answerer
 from drivekd.evaluate.checkpoint_answerer import CheckpointAnswerer
-from drivekd.evaluate.evaluation import open_answerer
 from drivekd.files import checkpoint_digest
 from drivekd.hf_checkpoint import load_processor
 from drivekd.images import load_image

@@ -13,8 +13,8 @@ import pytest
 
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, ImageSetting, evaluate, write_report
+from drivekd.evaluate.answering import open_answerer
 from drivekd.evaluate.bundle_answerer import camera_names
-from drivekd.evaluate.evaluation import open_answerer
 from drivekd.sample import AnswerForm, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
