@@ -101,7 +101,9 @@ def _draw(folder: Path, session: Session, frame: Frame, answers: Mapping[str, An
 
 
 def _ending(answer: Answer) -> str:
-    return "" if answer.finish_reason == "stop" else f" ({answer.finish_reason})"
+    if answer.finish_reason != "stop":
+        return f" ({answer.finish_reason})"
+    return "" if answer.valid else " (says nothing)"
 
 
 def _without(values: dict[str, Any], name: str) -> dict[str, Any]:

@@ -6,10 +6,12 @@ Nothing is guessed: see `answer_fields`.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from .named_parts import named_parts
+from .schemas import COMPLETE
 
 FinishReason = Literal["stop", "length", "deadline", "cancelled"]
 
@@ -21,8 +23,8 @@ class Answer:
     text: as generated; of a structured answer its compact JSON, which always fits its schema. fields: the named parts that a
     free text itself states ("final", "reason", "signal", ...); empty when it states none. structured: the object; None = free
     text.
-    valid: the model ended the answer by itself (finish_reason "stop") and it is not empty. complete: nothing was cut, or filled
-    in with null, when time, tokens or patience ended.
+    valid: the model ended the answer by itself (finish_reason "stop") and it is not empty; a structured one is empty when nothing
+    but null stands in it (says_nothing). complete: nothing was cut, or filled in with null, when time, tokens or patience ended.
     tokens: number of generated tokens, the end-of-turn token not counted.
     mean_logprob: mean natural-log probability of the chosen tokens, those that a grammar forced not counted; no calibrated
     confidence. confidence: probability of being right, None without a stored calibration (calibrated False). abstained: it is
@@ -44,6 +46,23 @@ class Answer:
     abstained: bool = False
     backend: str = ""
     timings_ms: dict[str, float] = field(default_factory=dict)
+
+
+def says_nothing(structured: Any) -> bool:
+    """Whether a structured answer, or a part of it, holds no word, number or name; `complete` is no part of what it says.
+
+    An empty list says something: that there are none of its items. A list of items that say nothing does not.
+
+        >>> says_nothing({"actions": None, "reason": " ", "probability": None, "complete": True})
+        True
+        >>> says_nothing({"objects": [], "complete": True}), says_nothing({"objects": [{"object": None}], "complete": True})
+        (False, True)
+    """
+    if isinstance(structured, Mapping):
+        return all(says_nothing(value) for name, value in structured.items() if name != COMPLETE)
+    if isinstance(structured, list):
+        return bool(structured) and all(map(says_nothing, structured))
+    return structured is None or (isinstance(structured, str) and not structured.strip())
 
 
 CHOICE = re.compile(r"\(?([A-H])(?:[.):]+(?:\s+|$)|$)")  # "C. ...", "(C) ...", "C"; not "A white van"

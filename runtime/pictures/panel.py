@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from drivekd.runtime.answers.answer import Answer
+from drivekd.runtime.answers.answer import Answer, says_nothing
 from drivekd.tags import without_tags
 
 from .shapes import draw_plate, plate_size
@@ -47,6 +47,8 @@ def state_of(answer: Answer) -> str:
         return "abstained"
     if answer.finish_reason != "stop":
         return {"length": "cut"}.get(answer.finish_reason, answer.finish_reason)
+    if answer.structured is not None and says_nothing(answer.structured):
+        return "says nothing"
     return "" if answer.valid and answer.complete else "incomplete"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from drivekd.errors import RunnerError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime.answers.answer import Answer, answer_fields
+from drivekd.runtime.answers.answer import Answer, answer_fields, says_nothing
 from drivekd.runtime.answers.ask import Answering, Ask
 from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes
 from drivekd.runtime.answers.cut_answers import structured_answer
@@ -168,7 +168,7 @@ class Session(Answering):
             text=text,
             fields=answer_fields(text) if structured is None else {},
             structured=structured,
-            valid=reason == "stop" and bool(text.strip()),
+            valid=reason == "stop" and not says_nothing(text if structured is None else structured),
             complete=complete,
             finish_reason=reason,
             tokens=len(state.tokens),

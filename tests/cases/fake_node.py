@@ -24,7 +24,8 @@ ENDLESS = "Tell me everything."  # a question whose answer ends by being ended a
 class FakeSession:
     """Answers with what it saw: mean colour of each camera, the speed, the question. delay_s: time between two words.
 
-    fail_on_red: raises RunnerError for a picture that is mostly red. frozen_after: calls after which it hangs (0: never).
+    fail_on_red: raises RunnerError for a picture that is mostly red. mute_on_white: answers of nulls to a white one.
+    frozen_after: calls after which it hangs (0: never).
     """
 
     cameras: tuple[str, ...] = ("CAM_FRONT",)
@@ -32,6 +33,7 @@ class FakeSession:
     delay_s: float = 0.0
     words: int = 3
     fail_on_red: bool = False
+    mute_on_white: bool = False
     frozen_after: int = 0
     bundle_digest: str = "sha256:fake"
     backend: str = "fake"
@@ -55,6 +57,9 @@ class FakeSession:
         seen = {name: [int(v) for v in image.reshape(-1, 3).mean(axis=0).round()] for name, image in images.items()}
         if self.fail_on_red and any(red > 200 and green < 50 for red, green, _ in seen.values()):
             raise RunnerError("the engine refused a red picture")
+        if self.mute_on_white and any(min(colour) > 200 for colour in seen.values()):
+            nulls = {"reason": None, "complete": True}
+            return {name: Answer(name, json.dumps(nulls), structured=nulls, valid=False) for name in self.capabilities}
         endless = ask.question == ENDLESS
         for number in range(10_000 if endless else self.words):
             time.sleep(self.delay_s)

@@ -19,7 +19,7 @@ def probe(messages: None, start_module_node: StartNode, tmp_path_factory: pytest
     from probe import Context
 
     bundle = tmp_path_factory.mktemp("bundle")
-    (bundle / "fake.json").write_text(json.dumps({"fail_on_red": True, "words": 3}))
+    (bundle / "fake.json").write_text(json.dumps({"fail_on_red": True, "mute_on_white": True, "words": 3}))
     start_module_node(bundle, "ego_speed_mps:=4.0", "max_frame_age_ms:=1000.0")
     with Context() as probe:
         probe.until(lambda: bool(probe.answers), lambda: probe.show((0, 255, 0)))
@@ -41,6 +41,13 @@ def test_a_picture_becomes_three_texts_and_typed_answers_with_its_stamp(probe) -
         assert stages["vision"] == 1.5
         assert stages["total"] >= stages["image_decode"] >= 0
         assert (answer.bundle_digest, answer.backend, answer.advisory) == ("sha256:fake", "fake", True)
+
+
+def test_an_answer_that_says_nothing_is_typed_only_and_marked(probe) -> None:
+    answers = probe.answers_to((255, 255, 255))
+    assert {(answer.valid, answer.finish_reason) for answer in answers} == {(False, "stop")}
+    probe.answers_to((0, 0, 255))
+    assert not any("null" in text.split(" ")[0] or text.startswith("{") for texts in probe.texts.values() for text in texts)
 
 
 def test_a_measured_speed_at_the_frame_is_used(probe) -> None:

@@ -253,6 +253,8 @@ def test_what_each_capability_says_in_lines() -> None:
         ({"finish_reason": "length", "valid": False}, "cut"),
         ({"finish_reason": "cancelled"}, "cancelled"),
         ({"complete": False}, "incomplete"),
+        ({"structured": {"objects": None, "complete": True}, "valid": False}, "says nothing"),
+        ({"structured": {"objects": [], "complete": True}}, ""),
         ({"abstained": True, "finish_reason": "deadline"}, "abstained"),
     ],
 )
