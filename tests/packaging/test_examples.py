@@ -15,6 +15,7 @@ from places import ROOT
 
 PURE = (
     "drivekd.data.answer_forms.options",
+    "drivekd.data.traces.traces_of",
     "drivekd.distill.losses.cross_entropy_per_sample",
     "drivekd.distill.losses.full_map_mse",
     "drivekd.distill.losses.full_map_mse_per_sample",
