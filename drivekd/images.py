@@ -8,15 +8,18 @@ of both families (tests hold it).
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from drivekd.errors import DataError
+from drivekd.image_format import FORMATS_TAKEN, ImageFormat, bits_a_channel, image_format, seems
 
 RGBImage: TypeAlias = NDArray[np.uint8]  # [H, W, 3]
 PixelValues: TypeAlias = NDArray[np.float32]  # [3, H, W], or patches [rows, columns, merge², 3 * frames * patch²]
@@ -84,7 +87,7 @@ ImageForm: TypeAlias = ImageSettings | PatchSettings
 
 
 def load_image(path: Path) -> RGBImage:
-    """Read an image file as uint8 RGB [H, W, 3]. Raises DataError naming the file."""
+    """Read an image file as uint8 RGB [H, W, 3], see `decode_image`. Raises DataError naming the file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -93,26 +96,84 @@ def load_image(path: Path) -> RGBImage:
 
 
 def decode_image(data: bytes, source: str) -> RGBImage:
-    """Decode JPEG, PNG, ... bytes as uint8 RGB [H, W, 3]. `source` names the image in errors. Raises DataError."""
+    """Decode the bytes of a JPEG, PNG, WebP or BMP as uint8 RGB [H, W, 3]. `source` names the image in errors.
+
+    The first bytes decide, not a name; no other format is opened, and no program is started. The picture is turned as its EXIF
+    orientation says (one that cannot be read turns nothing). Alpha is dropped, whatever it is: the stored colours count, as in
+    transformers' processors. Grey becomes three equal channels; CMYK is taken as Adobe stores it, inverted; colour profiles are
+    not applied. A JPEG with further pictures in it (MPO) gives the first, the main one.
+
+    Raises DataError: another format (it says which), more than 8 bits a channel, an animation, more than MAX_IMAGE_PIXELS,
+    truncated or broken, empty.
+    """
     if not data:
         raise DataError(f"{source}: image is empty (0 bytes)")
+    form = image_format(data)
+    if form is None:
+        raise DataError(
+            f"{source}: not an image of a format that is taken ({FORMATS_TAKEN}): {len(data):,} bytes, "
+            f"by their beginning {seems(data)}"
+        )
+    if (bits := bits_a_channel(data, form)) > 8:
+        raise DataError(f"{source}: image has more than 8 bits a channel ({form} of {bits} bits); convert it to 8 bits")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > MAX_IMAGE_PIXELS:
-                raise DataError(f"{source}: image of {width}x{height} px is larger than {MAX_IMAGE_PIXELS:,} pixels")
-            if image.mode.startswith(("I", "F")):  # convert() would clip 16-bit values at 255: a white picture
-                raise DataError(
-                    f"{source}: image has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8 bits"
-                )
-            array = np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise DataError(f"{source}: not an image that Pillow can read ({len(data)} bytes)") from error
+        with Image.open(io.BytesIO(data), formats=(form,)) as image:
+            _check_header(image, form, source)
+            image.info.pop("transparency", None)  # the other spelling of alpha
+            array = np.asarray(_upright(image).convert("RGB"))
+    except (UnidentifiedImageError, *_BROKEN) as error:
+        raise DataError(f"{source}: {form} image is truncated or broken ({_words(error, data)})") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{source}: image is larger than {MAX_IMAGE_PIXELS:,} pixels ({error})") from error
-    except (OSError, SyntaxError, ValueError, RuntimeError) as error:  # Pillow's and its codecs' words for a broken file
-        raise DataError(f"{source}: image is truncated or broken ({error})") from error
     return check_image(array, source)
+
+
+# Pillow's and its codecs' words for a broken file: they index, unpack and look up what they read before they check it.
+_CARELESS = (LookupError, TypeError, AttributeError, OverflowError, struct.error, zlib.error)
+_BROKEN = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, *_CARELESS)
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")  # at most 8 bits a channel: convert() clips others to white
+
+
+def _check_header(image: Image.Image, form: ImageFormat, source: str) -> None:
+    """Before a pixel is decoded."""
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise DataError(f"{source}: image of {width}x{height} px is larger than {MAX_IMAGE_PIXELS:,} pixels")
+    if image.mode not in _MODES:
+        raise DataError(f"{source}: image has more than 8 bits a channel (Pillow mode {image.mode}); convert it to 8 bits")
+    frames = getattr(image, "n_frames", 1)
+    if form != "JPEG" and frames > 1:  # in a JPEG the others are previews or a second eye
+        raise DataError(f"{source}: {form} image is an animation of {frames} frames; expected one picture")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says (tag 274, values 2 to 8), or as XMP says where EXIF does not.
+
+    Like PIL.ImageOps.exif_transpose; that one writes the other EXIF tags anew, and fails on the odd ones of some cameras.
+    """
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _BROKEN:  # broken notes about a picture that is whole
+        return image
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
+
+
+_TURNS = {  # how the stored picture is brought upright (Exif 2.32, table 4)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _words(error: Exception, data: bytes) -> str:
+    """UnidentifiedImageError names an object in memory, which helps nobody."""
+    return f"{len(data):,} bytes" if isinstance(error, UnidentifiedImageError) else f"{type(error).__name__}: {error}"
 
 
 def check_image(image: RGBImage, source: str) -> RGBImage:

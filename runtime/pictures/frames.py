@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from drivekd.errors import DataError, UsageError
+from drivekd.image_format import FORMATS_TAKEN, IMAGE_SUFFIXES, suffixes_not_taken
 from drivekd.images import RGBImage, load_image
 from drivekd.log import logger
 
@@ -65,7 +66,6 @@ def _upright(picture: Any) -> RGBImage:
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns % 4 else pixels
 
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 UNNAMED = "camera_"  # of a camera that the bundle has no name for
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts")
 
@@ -149,7 +149,11 @@ def _camera_folders(folder: Path, cameras: Sequence[str]) -> dict[str, Path]:
     """Folders of images inside `folder`, in the bundle's order; those of unknown cameras are left out. {} when there are none."""
     if not folder.is_dir() or _images_in(folder):
         return {}
-    found = {inner.name: inner for inner in sorted(folder.iterdir()) if inner.is_dir() and _images_in(inner)}
+    folders = [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and not inner.name.startswith(".")]
+    found = {inner.name: inner for inner in folders if _images_in(inner)}
+    for inner in folders:
+        if inner.name not in found and _others_in(inner) and inner.name in (cameras or (inner.name,)):
+            raise _no_images(inner)  # a camera of other formats must not go missing
     if cameras and found and not set(found) & set(cameras):
         raise UsageError(f"{folder} has folders {', '.join(found)}; this bundle's cameras are {', '.join(cameras)}")
     return {name: found[name] for name in (cameras or found) if name in found}
@@ -177,7 +181,9 @@ def _stream(path: Path, every: int) -> Stream:
 def _folder_pictures(folder: Path, every: int) -> Stream:
     files = _images_in(folder)
     if not files:
-        raise DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+        raise _no_images(folder)
+    if others := _others_in(folder):
+        logger.warning(f"{folder}: left out {others}: images that are not {FORMATS_TAKEN}; convert them to be asked about them")
     for index in range(0, len(files), every):
         yield _Picture(index, files[index].name, load_image(files[index]))
 
@@ -188,6 +194,17 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(
         files, key=lambda file: [(int(part), "") if part.isdecimal() else (-1, part) for part in _NUMBERS.split(file.name)]
     )
+
+
+def _others_in(folder: Path) -> str:
+    """Images of formats that are not taken, as "3 .tif"; "" when there are none."""
+    return suffixes_not_taken(file.name for file in folder.iterdir())
+
+
+def _no_images(folder: Path) -> DataError:
+    others = _others_in(folder)
+    advice = f"; it holds {others}: convert them to {FORMATS_TAKEN}, 8 bits a channel" if others else ""
+    return DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder{advice}")
 
 
 _NUMBERS = re.compile(r"(\d+)")

@@ -182,3 +182,29 @@ def test_a_broken_video_is_named_and_pyav_is_asked_for(tmp_path: Path, monkeypat
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(UsageError, match=r"drivekd\[video\]"):
         next(read_frames([str(tmp_path / "clip.mp4")], CAMERAS))
+
+
+# --- formats that are not taken -------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_other_formats_says_what_it_holds(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", [1, 2], "img{}.tif".format)
+    with pytest.raises(DataError, match=r"in: no images .* it holds 2 \.tif: convert them to JPEG, PNG, WebP and BMP, 8 bits"):
+        next(read_frames([str(tmp_path / "in")], CAMERAS))
+
+
+def test_a_camera_of_another_format_does_not_go_missing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "all" / "CAM_FRONT", [1])
+    write_folder(tmp_path / "all" / "CAM_LEFT", [1], "img{}.ppm".format)
+    with pytest.raises(DataError, match=r"CAM_LEFT: no images .* 1 \.ppm"):
+        next(read_frames([str(tmp_path / "all")], CAMERAS))
+    (tmp_path / "all" / "CAM_LEFT").rename(tmp_path / "all" / "notes")  # no camera of the bundle
+    assert list(next(read_frames([str(tmp_path / "all")], CAMERAS)).images) == ["CAM_FRONT"]
+
+
+def test_pictures_of_other_formats_beside_taken_ones_are_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "in", [1, 2])
+    Image.fromarray(picture(3)).save(tmp_path / "in" / "img9.tif")
+    with caplog.at_level(logging.WARNING, logger="drivekd"):
+        assert len(list(read_frames([str(tmp_path / "in")], CAMERAS))) == 2
+    assert "left out 1 .tif" in caplog.text

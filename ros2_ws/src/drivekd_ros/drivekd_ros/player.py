@@ -30,12 +30,11 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from drivekd.errors import DataError, DrivekdError
+from drivekd.image_format import FORMATS_TAKEN, IMAGE_SUFFIXES, suffixes_not_taken
 from drivekd.images import load_image
 from drivekd.runtime.pictures.frames import video_pictures
 
 from .input.conversions import RGBImage
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 def image_paths(paths: Sequence[Path]) -> list[Path]:
@@ -43,7 +42,10 @@ def image_paths(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            images = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+            if (others := suffixes_not_taken(file.name for file in path.iterdir())) and not images:
+                raise DataError(f"{path}: holds {others}, which are not taken: convert them to {FORMATS_TAKEN}, 8 bits a channel")
+            found += images
         else:
             found.append(path)
     if not found:

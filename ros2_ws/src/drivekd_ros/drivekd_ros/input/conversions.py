@@ -58,7 +58,10 @@ def rgb_from_image(message: ImageLike, source: str) -> RGBImage:
 
 
 def rgb_from_compressed(message: CompressedImageLike, source: str) -> RGBImage:
-    """Decode JPEG or PNG to uint8 RGB [H, W, 3]. Raises DataError (truncated, zero-size, bomb, compressed depth)."""
+    """Decode JPEG, PNG, WebP or BMP, told by its first bytes, to uint8 RGB [H, W, 3]; turned as EXIF says, as files are.
+
+    Raises DataError (another format, truncated, zero-size, bomb, more than 8 bits a channel, compressed depth).
+    """
     if "compressedDepth" in message.format:
         raise DataError(f"{source}: format '{message.format}' holds depth, expected a JPEG or PNG camera image")
     return decode_image(bytes(memoryview(message.data)), source)
