@@ -19,7 +19,7 @@ from drivekd.demo.ros_workspace import build_workspace, run_ros_demo
 from drivekd.distill.training.train import train
 from drivekd.errors import UsageError
 from drivekd.evaluate import EvaluationReport, ScoreRow, evaluate, write_report
-from drivekd.evaluate.answering import open_answerer
+from drivekd.evaluate.answering import CLEAN, Pictures, open_answerer
 from drivekd.export import bundle_from_checkpoint
 from drivekd.files import write_whole, write_whole_json
 from drivekd.log import ProgressLine, logger
@@ -164,7 +164,7 @@ def _evaluate(
         open_answerer(model),
         samples,
         reference=reference,
-        images="black" if black else "clean",
+        pictures=Pictures("NoImage") if black else CLEAN,
         on_progress=lambda done, total: line.show(f"{name}: {done}/{total} answers", final=done == total),
     )
     write_report(report, out / "evaluation" / name)

@@ -2,6 +2,6 @@
 
 from drivekd.evaluate.answering import Answerer
 from drivekd.evaluate.evaluation import evaluate
-from drivekd.evaluate.scores import COLUMNS, EvaluationReport, ImageSetting, ScoreRow, TagRow, write_report
+from drivekd.evaluate.scores import COLUMNS, EvaluationReport, ScoreRow, TagRow, write_report
 
-__all__ = ["COLUMNS", "Answerer", "EvaluationReport", "ImageSetting", "ScoreRow", "TagRow", "evaluate", "write_report"]
+__all__ = ["COLUMNS", "Answerer", "EvaluationReport", "ScoreRow", "TagRow", "evaluate", "write_report"]

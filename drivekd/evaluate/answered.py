@@ -1,28 +1,5 @@
-"""What a model gave to a question, beside the question: all that scoring, judging and calibrating start from."""
+"""Where `drivekd.answered` was found before training validated on answers, too."""
 
-from __future__ import annotations
+from drivekd.answered import Answered, Given
 
-from dataclasses import dataclass
-from typing import Literal
-
-from drivekd.sample import Sample
-
-
-@dataclass(frozen=True)
-class Given:
-    """text: as generated. finish_reason: "length" where the budget cut it. tokens: generated, the end of turn left out.
-    mean_logprob: of its tokens, natural logarithm; None where nobody measured it."""
-
-    text: str
-    finish_reason: Literal["stop", "length"] = "stop"
-    tokens: int = 0
-    mean_logprob: float | None = None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """setting: what was done to the pictures, "clean" = nothing."""
-
-    sample: Sample
-    given: Given
-    setting: str = "clean"
+__all__ = ["Answered", "Given"]

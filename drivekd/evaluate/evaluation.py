@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from drivekd.answered import Answered
 from drivekd.data.readers import read_samples
-from drivekd.evaluate.answered import Answered, Given
-from drivekd.evaluate.answering import Answerer, open_answerer
-from drivekd.evaluate.scores import COLUMNS, EvaluationReport, ImageSetting, write_report
+from drivekd.evaluate.answering import CLEAN, Answerer, AnswererSettings, Pictures, open_answerer
+from drivekd.evaluate.scores import COLUMNS, EvaluationReport, write_report
 from drivekd.evaluate.scoring import scorable, score
 from drivekd.files import refuse_non_empty
 from drivekd.log import ProgressLine
@@ -21,7 +21,7 @@ def evaluate(
     *,
     reference: Sequence[Sample] | None = None,
     seed: int = 0,
-    images: ImageSetting = "clean",
+    pictures: Pictures = CLEAN,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
     """Score an answerer on labelled samples.
@@ -31,10 +31,17 @@ def evaluate(
     question states none of its classes, or when there is nothing to score.
     """
     asked = scorable(samples)
-    texts = answerer.answers(asked, images=images, on_progress=on_progress)
-    assert len(texts) == len(asked), f"{answerer.name} gave {len(texts)} answers to {len(asked)} questions"
+    done = [0]
+
+    def count(*_: object) -> None:
+        done[0] += 1
+        if on_progress is not None:
+            on_progress(done[0], len(asked))
+
+    given = answerer.answers(asked, pictures=pictures, on_answer=count)
+    assert len(given) == len(asked), f"{answerer.name} gave {len(given)} answers to {len(asked)} questions"
     return score(
-        [Answered(sample, Given(text), images) for sample, text in zip(asked, texts, strict=True)],
+        [Answered(sample, one, pictures.setting) for sample, one in zip(asked, given, strict=True)],
         answerer=answerer.name,
         digest=answerer.digest,
         reference=reference or (),
@@ -54,10 +61,10 @@ def evaluate_file(
     samples = read_samples(records)
     line = ProgressLine()
     report = evaluate(
-        open_answerer(model),
+        open_answerer(model, AnswererSettings()),
         samples,
         reference=read_samples(reference) if reference else None,
-        images="black" if black else "clean",
+        pictures=Pictures("NoImage") if black else CLEAN,
         on_progress=lambda done, total: line.show(f"{done}/{total} answers", final=done == total),
     )
     write_report(report, out)

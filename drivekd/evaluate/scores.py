@@ -11,7 +11,6 @@ from typing import Any, Literal
 from drivekd.data.json_file import write_json, write_text
 from drivekd.evaluate.metrics import Interval
 
-ImageSetting = Literal["clean", "black"]
 MajoritySource = Literal["reference", "evaluated", "both"]
 
 

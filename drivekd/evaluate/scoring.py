@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from drivekd.answered import Answered
 from drivekd.errors import DataError
 from drivekd.evaluate import metrics
-from drivekd.evaluate.answered import Answered
 from drivekd.evaluate.extract import choice, field_names, is_schema_valid, options, yes_no
 from drivekd.evaluate.metrics import Item, TagCounts
 from drivekd.evaluate.scores import EvaluationReport, MajoritySource, Prediction, ScoreRow, TagRow

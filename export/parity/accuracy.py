@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from drivekd.data.readers import read_samples
-from drivekd.evaluate.answering import open_answerer
-from drivekd.evaluate.bundle_answerer import camera_names
+from drivekd.evaluate.answering import AnswererSettings, open_answerer
+from drivekd.evaluate.answering.bundle_answerer import camera_names
 from drivekd.evaluate.evaluation import evaluate
 from drivekd.evaluate.scores import EvaluationReport, ScoreRow
 from drivekd.export.source.repeatable import EXPORT_THREADS
@@ -62,9 +62,14 @@ def check_records(records: Path, cameras: Sequence[str]) -> None:
 
 
 def accuracy_rows(checkpoint: Path | Checkpoint, bundle: Path, records: Path) -> list[AccuracyRow]:
-    """Ask both every question of a file of labelled records. Raises DataError when nothing in it can be scored."""
+    """Ask both every question of a file of labelled records, the answers cut where the bundle cuts them.
+
+    Raises DataError when nothing in it can be scored.
+    """
     samples = read_samples(records)
-    before, after = (_scores(evaluate(open_answerer(path, threads=EXPORT_THREADS), samples)) for path in (checkpoint, bundle))
+    exported = open_answerer(bundle, AnswererSettings(threads=EXPORT_THREADS))
+    exact = open_answerer(checkpoint, AnswererSettings(threads=EXPORT_THREADS, max_new_tokens=exported.budgets.tokens))
+    before, after = (_scores(evaluate(answerer, samples)) for answerer in (exact, exported))
     return [_row(name, before[name], after[name]) for name in before]
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from drivekd.answered import Given
 from drivekd.errors import DataError, UsageError
-from drivekd.evaluate import COLUMNS, ImageSetting, evaluate, write_report
-from drivekd.evaluate.answering import open_answerer
-from drivekd.evaluate.bundle_answerer import camera_names
+from drivekd.evaluate import COLUMNS, evaluate, write_report
+from drivekd.evaluate.answering import CLEAN, Budgets, OnAnswer, Pictures, open_answerer
+from drivekd.evaluate.answering.bundle_answerer import camera_names
 from drivekd.sample import AnswerForm, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
@@ -26,23 +27,20 @@ class Recited:
 
     name = "recited"
     digest = "sha256:0"
+    budgets = Budgets()
 
     def __init__(self, *texts: str) -> None:
         self.texts = texts
         self.asked: list[Sample] = []
-        self.images: ImageSetting | None = None
+        self.pictures: Pictures | None = None
 
-    def answers(
-        self,
-        samples: Sequence[Sample],
-        *,
-        images: ImageSetting = "clean",
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[str]:
-        self.asked, self.images = list(samples), images
-        if on_progress is not None:
-            on_progress(len(samples), len(samples))
-        return [self.texts[index % len(self.texts)] for index in range(len(samples))]
+    def answers(self, samples: Sequence[Sample], *, pictures: Pictures = CLEAN, on_answer: OnAnswer | None = None) -> list[Given]:
+        self.asked, self.pictures = list(samples), pictures
+        given = [Given(self.texts[index % len(self.texts)]) for index in range(len(samples))]
+        for index, one in enumerate(given):
+            if on_answer is not None:
+                on_answer(index, one)
+        return given
 
 
 def sample(
@@ -124,11 +122,12 @@ def test_the_seed_is_kept_and_decides() -> None:
     assert others[1].seed == 2
 
 
-def test_black_images_are_asked_for_and_recorded() -> None:
+def test_what_is_done_to_the_pictures_is_asked_for_and_recorded() -> None:
     answerer = Recited("A")
-    assert evaluate(answerer, [sample()], images="black").images == "black"
-    assert answerer.images == "black"
-    assert evaluate(answerer, [sample()]).images == answerer.images == "clean"
+    assert evaluate(answerer, [sample()], pictures=Pictures("NoImage")).images == "NoImage"
+    assert answerer.pictures == Pictures("NoImage")
+    assert evaluate(answerer, [sample()]).images == "clean"
+    assert answerer.pictures == CLEAN
 
 
 def test_schema_validity() -> None:
@@ -150,7 +149,7 @@ def test_samples_that_cannot_be_scored_fail_before_anything_is_asked(faulty: Sam
     with pytest.raises(DataError) as raised:
         evaluate(answerer, [sample(), faulty])
     assert message in str(raised.value)
-    assert answerer.images is None
+    assert answerer.pictures is None
 
 
 def test_nothing_to_score_is_an_error() -> None:
@@ -161,7 +160,7 @@ def test_nothing_to_score_is_an_error() -> None:
 def test_progress_is_passed_on() -> None:
     seen: list[tuple[int, int]] = []
     evaluate(Recited("A"), [sample()] * 3, on_progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(3, 3)]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_the_table_has_a_row_per_group() -> None:

@@ -1,0 +1,35 @@
+"""After how many tokens an answer is cut, by capability: what was asked for, else what the model was trained for, else enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+DEFAULT_TOKENS = 512  # as DriveBench decodes (https://github.com/worldbench/drivebench): cuts none of its answers
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """tokens: of a capability; others have `rest`. origin: who said so, for people."""
+
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    rest: int = DEFAULT_TOKENS
+    origin: str = "the default, which cuts no answer of the known data sets"
+
+    @classmethod
+    def chosen(cls, wanted: int | Mapping[str, int] | None, known: Mapping[str, int], origin: str) -> Budgets:
+        """wanted: one number, some by capability, or None. known: the model's own, perhaps none; origin: where those stand."""
+        if isinstance(wanted, int):
+            return cls({}, wanted, "max_new_tokens")
+        if wanted:
+            return cls({**known, **wanted}, max([DEFAULT_TOKENS, *known.values()]), "max_new_tokens")
+        return cls(dict(known), max(known.values()), origin) if known else cls()
+
+    def of(self, capability: str) -> int:
+        """The most tokens that an answer of this capability may have."""
+        return self.tokens.get(capability, self.rest)
+
+    def told(self) -> str:
+        """Of the budgets, for people: "perception 16, planning 8 (max_new_tokens)"."""
+        numbers = ", ".join(f"{name} {count}" for name, count in sorted(self.tokens.items())) or str(self.rest)
+        return f"{numbers} ({self.origin})"

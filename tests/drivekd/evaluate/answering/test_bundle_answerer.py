@@ -1,0 +1,60 @@
+"""A bundle answers an evaluation as the checkpoint that it was exported from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from drivekd.errors import DataError
+from drivekd.evaluate.answering import AnswererSettings, Pictures, open_answerer
+from drivekd.evaluate.answering.bundle_answerer import BundleAnswerer
+from drivekd.sample import Sample
+
+pytestmark = pytest.mark.numerics
+
+MAX_NEW_TOKENS = 4
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Twelve questions about three frames, interleaved."""
+    noise = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(noise.integers(0, 256, (40, 70, 3), dtype=np.uint8)).save(tmp_path / f"{index}.png")
+    return [
+        Sample(f"f, record {index}", "planning", f"What should it do at {index} m/s?", "Stop.", (tmp_path / f"{index % 3}.png",))
+        for index in range(12)
+    ]
+
+
+def test_texts_equal_the_checkpoints(checkpoint: Path, bundle: Path, samples: list[Sample]) -> None:
+    settings = AnswererSettings(max_new_tokens=MAX_NEW_TOKENS)
+    answerer, expected = open_answerer(bundle, settings), open_answerer(checkpoint, settings)
+    assert isinstance(answerer, BundleAnswerer)
+    seen: dict[int, str] = {}
+    clean = answerer.answers(samples, on_answer=lambda i, given: seen.update({i: given.text}))
+    exact = expected.answers(samples)
+    texts = [given.text for given in clean]
+    assert texts == [given.text for given in exact]
+    assert [(given.tokens, given.finish_reason) for given in clean] == [(given.tokens, given.finish_reason) for given in exact]
+    for given, other in zip(clean, exact, strict=True):
+        assert given.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-4)
+    assert len(set(texts)) > 3, "the random model must tell prompts apart for this test to mean anything"
+    assert [seen[i] for i in range(12)] == texts
+    black = [given.text for given in answerer.answers(samples, pictures=Pictures("NoImage"))]
+    assert black == [given.text for given in expected.answers(samples, pictures=Pictures("NoImage"))]
+    assert black != texts
+
+
+def test_a_budget_beyond_the_models_positions_ends_there(bundle: Path, samples: list[Sample]) -> None:
+    given = open_answerer(bundle, AnswererSettings(max_new_tokens=10**6)).answers(samples[:1])
+    assert given[0].finish_reason == "stop" or given[0].tokens > MAX_NEW_TOKENS
+
+
+def test_a_missing_image_names_its_record(bundle: Path) -> None:
+    sample = Sample("f.json, record 7", "planning", "Is it?", "No.", (bundle / "none.png",), "yesno")
+    with pytest.raises(DataError, match=r"f\.json, record 7: images: .*none\.png"):
+        open_answerer(bundle).answers([sample])
