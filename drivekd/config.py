@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from drivekd.errors import ConfigError
 from drivekd.sample import CAPABILITIES, Capability
+from drivekd.tiling import Tiling
 
 Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
@@ -116,8 +117,17 @@ class DataConfig(Section):
     camera_size_px: tuple[int, int] | None = Field(
         default=None, description="Width, height that Qwen2.5-VL sees each camera at, multiples of 28; default: the checkpoint's."
     )
+    tiles: str | None = Field(
+        default=None,
+        description="InternVL's tiles a camera, columns x rows: 1x1, 2x1, 2x1+thumbnail; default: the checkpoint's, else 1x1.",
+    )
     image_root: Path | None = Field(default=None, description="Folder of relative image paths; default: the records' own folder.")
     capabilities: list[Capability] = Field(default=list(CAPABILITIES), min_length=1, description="Train on these alone.")
+
+    @field_validator("tiles")
+    @classmethod
+    def _tiles_are_a_grid(cls, tiles: str | None) -> str | None:
+        return tiles if tiles is None else str(Tiling.parse(tiles))
 
 
 class SignalConfig(Section):

@@ -8,7 +8,7 @@ tokenizer.json            the tokenizer itself
 tokenizer_config.json     names of the image tokens, and the chat template where it has no file of its own
 chat_template.jinja       or chat_template.json
 preprocessor_config.json  size, mean, std; or within processor_config.json, where transformers 5 writes them
-camera.json               width_px and height_px of Qwen2.5-VL's camera tile, in checkpoints that drivekd wrote
+camera.json               width_px and height_px of Qwen2.5-VL's camera tile, or InternVL's tiles, where drivekd wrote it
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from tokenizers import Tokenizer
 from drivekd import internvl_chat
 from drivekd.chat import PromptEncoder, chat_format_from_template
 from drivekd.errors import CheckpointError, ConfigError
-from drivekd.images import ImageSettings, PatchSettings
+from drivekd.images import ImageSettings, PatchSettings, TiledSettings
+from drivekd.tiling import Tiling
 
 from .processor import INTERNVL, QWEN2_5_VL, Processor, parse_tokenizer
 
@@ -128,21 +129,50 @@ class Checkpoint:
         return str(self.config["model_type"])
 
 
-def load_processor(checkpoint: Path | Checkpoint, *, camera_size_px: tuple[int, int] | None = None) -> Processor:
+def load_processor(
+    checkpoint: Path | Checkpoint, *, camera_size_px: tuple[int, int] | None = None, tiles: str | None = None
+) -> Processor:
     """Read a checkpoint's processor. Raises CheckpointError naming the missing or wrong file.
 
     camera_size_px: Qwen2.5-VL's camera tile, width and height; None: the checkpoint's camera.json, else DEFAULT_CAMERA_SIZE_PX.
+    tiles: of a camera in InternVL, as "2x1+thumbnail"; None: what the checkpoint states, else 1x1.
     Raises ConfigError when the family cannot take it.
     """
     checkpoint = Checkpoint.open(checkpoint)
     if checkpoint.model_type == QWEN2_5_VL:
+        _refuse_tiles(checkpoint, tiles)
         return _qwen_processor(checkpoint, camera_size_px)
-    return _internvl_processor(checkpoint, camera_size_px)
+    return _internvl_processor(checkpoint, camera_size_px, tiles)
 
 
-def _internvl_processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None) -> Processor:
+def stated_tiles(checkpoint: Checkpoint) -> str | None:
+    """The tiles of a camera that an InternVL checkpoint was trained with, None where it does not say. Raises CheckpointError."""
+    if checkpoint.model_type == QWEN2_5_VL or not checkpoint.files.has(CAMERA_FILE):
+        return None
+    return _required(checkpoint.files.json(CAMERA_FILE), "tiles", str, checkpoint.path / CAMERA_FILE)
+
+
+def _refuse_tiles(checkpoint: Checkpoint, tiles: str | None) -> None:
+    if tiles not in (None, str(Tiling())):
+        raise ConfigError(
+            f"tiles is {tiles}, but {checkpoint.path} is Qwen2.5-VL, which sees each camera as one tile of any shape; leave "
+            "tiles out and set data.camera_size_px to a larger width and height"
+        )
+
+
+def _tiling(checkpoint: Checkpoint, tiles: str | None) -> Tiling:
+    stated = stated_tiles(checkpoint) if tiles is None else tiles
+    try:
+        return Tiling.parse(stated) if stated is not None else Tiling()
+    except ValueError as error:
+        if tiles is None:
+            raise CheckpointError(f"{checkpoint.path / CAMERA_FILE}: tiles: {error}") from error
+        raise ConfigError(f"tiles: {error}") from error
+
+
+def _internvl_processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None, tiles: str | None) -> Processor:
     tokenizer, tokenizer_config = checkpoint.files.tokenizer, checkpoint.files.json("tokenizer_config.json")
-    images = _image_settings(checkpoint)
+    images = _image_settings(checkpoint, _tiling(checkpoint, tiles))
     if camera_size_px not in (None, images.tile_px):
         raise ConfigError(
             f"camera_size_px is {_size(camera_size_px)}, but {checkpoint.path} is InternVL, whose tiles are "
@@ -153,7 +183,7 @@ def _internvl_processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] 
         image_token=_image_token(checkpoint),
         image_start=tokenizer_config.get("start_image_token", "<img>"),
         image_end=tokenizer_config.get("end_image_token", "</img>"),
-        tokens_per_image=_configured(checkpoint, "image_seq_length", int),
+        tokens_per_image=images.tiling.num_tiles * _configured(checkpoint, "image_seq_length", int),
         source=str(checkpoint.path),
     )
     return Processor(INTERNVL, images, chat, PromptEncoder(tokenizer, chat), tokenizer)
@@ -177,19 +207,24 @@ def _qwen_processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | No
     return Processor(QWEN2_5_VL, images, chat, PromptEncoder(tokenizer, chat), tokenizer)
 
 
-def write_processor(source: Path | Checkpoint, directory: Path, *, camera_size_px: tuple[int, int] | None = None) -> None:
+def write_processor(
+    source: Path | Checkpoint, directory: Path, *, camera_size_px: tuple[int, int] | None = None, tiles: str | None = None
+) -> None:
     """Write the processor files of `source` into an existing directory, in the Hugging Face layout whatever `source` has.
 
-    camera_size_px: as in load_processor; what it comes to is written to camera.json. Raises what load_processor raises.
+    camera_size_px, tiles: as in load_processor; what they come to is written to camera.json, but for tiles of which neither
+    source nor caller says anything. Raises what load_processor raises.
     """
     source = Checkpoint.open(source)
-    processor = load_processor(source, camera_size_px=camera_size_px)
+    processor = load_processor(source, camera_size_px=camera_size_px, tiles=tiles)
     for name in _PROCESSOR_FILES:
         if source.files.has(name):
             shutil.copyfile(source.path / name, directory / name)
     if isinstance(processor.images, PatchSettings):
         width, height = processor.images.tile_px
         _write_json(directory / CAMERA_FILE, {"width_px": width, "height_px": height})
+    elif tiles is not None or stated_tiles(source) is not None:
+        _write_json(directory / CAMERA_FILE, {"tiles": str(processor.images.tiling)})
     if source.layout == INTERNVL_CHAT:
         processor.tokenizer.save(str(directory / "tokenizer.json"))
         _write_json(directory / "preprocessor_config.json", _preprocessor(source)[0])
@@ -273,7 +308,7 @@ def _preprocessor(checkpoint: Checkpoint) -> tuple[Mapping[str, Any], Path]:
     return files.json(path.name), path
 
 
-def _image_settings(checkpoint: Checkpoint) -> ImageSettings:
+def _image_settings(checkpoint: Checkpoint, tiling: Tiling) -> ImageSettings:
     preprocessor, path = _preprocessor(checkpoint)
     size = _required(preprocessor, "size", dict, path)
     height, width = size.get("height"), size.get("width")
@@ -285,7 +320,7 @@ def _image_settings(checkpoint: Checkpoint) -> ImageSettings:
             f"{checkpoint.path}: {path.name} makes {height} px tiles, config.json's vision tower takes {vision_size}"
         )
     mean, std = (tuple(_required(preprocessor, key, list, path)) for key in ("image_mean", "image_std"))
-    return ImageSettings(height, mean, std)
+    return TiledSettings(height, mean, std, str(tiling)) if tiling.is_grid else ImageSettings(height, mean, std)
 
 
 def _patch_settings(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None) -> PatchSettings:

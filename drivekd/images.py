@@ -1,8 +1,8 @@
 """The one image path, numpy and Pillow: training and car alike.
 
-Files or bytes become uint8 RGB [H, W, 3]; those become normalised float32. One tile of a fixed size a camera, aspect not kept:
-InternVL takes a square [3, S, S], as Drive-KD released it; Qwen2.5-VL takes patches. Equal to transformers' PIL image processors
-of both families (tests hold it).
+Files or bytes become uint8 RGB [H, W, 3], those a camera's tiles in uint8, those normalised float32. Tiles have a fixed size,
+aspect not kept: InternVL takes one square [3, S, S] a camera, as Drive-KD released it, or a grid of them; Qwen2.5-VL takes one
+tile as patches. Equal to transformers' PIL image processors of both families (tests hold it).
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from drivekd.errors import DataError
 from drivekd.image_format import FORMATS_TAKEN, ImageFormat, bits_a_channel, image_format, seems
+from drivekd.tiling import Tiling, cut
 
 RGBImage: TypeAlias = NDArray[np.uint8]  # [H, W, 3]
-PixelValues: TypeAlias = NDArray[np.float32]  # [3, H, W], or patches [rows, columns, merge², 3 * frames * patch²]
+# [3, S, S], or [tiles, 3, S, S] of a grid, or patches [rows, columns, merge², 3 * frames * patch²]
+PixelValues: TypeAlias = NDArray[np.float32]
 
 MAX_IMAGE_PIXELS = 64_000_000  # eight 8-megapixel cameras' worth: above it a file is taken for a decompression bomb
 
@@ -36,14 +38,44 @@ class ImageSettings:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     @property
+    def tiling(self) -> Tiling:
+        """The tiles of one image."""
+        return Tiling()
+
+    @property
     def tile_px(self) -> tuple[int, int]:
-        """Width and height that every image is resized to."""
+        """Width and height of one tile."""
         return self.size_px, self.size_px
+
+    @property
+    def tiles_px(self) -> tuple[int, int]:
+        """Width and height of all tiles of an image, one below the other."""
+        return self.size_px, self.size_px * self.tiling.num_tiles
 
     @property
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of one image's pixel_values."""
         return 3, self.size_px, self.size_px
+
+
+@dataclass(frozen=True)
+class TiledSettings(ImageSettings):
+    """As ImageSettings, but an image becomes a grid of tiles. tiles: "2x1", "2x1+thumbnail", ...: see drivekd.tiling.
+
+    A form of its own, so that what is written about one tile a camera stays what it was before there were grids.
+    """
+
+    tiles: str = "2x1"
+
+    @property
+    def tiling(self) -> Tiling:
+        """The tiles of one image. Raises ValueError where `tiles` is no tiling."""
+        return Tiling.parse(self.tiles)
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of one image's pixel_values: its tiles together."""
+        return self.tiling.num_tiles, 3, self.size_px, self.size_px
 
 
 @dataclass(frozen=True)
@@ -63,9 +95,19 @@ class PatchSettings:
     frames: int = 2
 
     @property
+    def tiling(self) -> Tiling:
+        """One tile an image: it has the shape that the image needs."""
+        return Tiling()
+
+    @property
     def tile_px(self) -> tuple[int, int]:
         """Width and height that every image is resized to."""
         return self.width_px, self.height_px
+
+    @property
+    def tiles_px(self) -> tuple[int, int]:
+        """As tile_px: there is one."""
+        return self.tile_px
 
     @property
     def token_px(self) -> int:
@@ -214,7 +256,28 @@ def patches(pixels: PixelValues, settings: PatchSettings) -> PixelValues:
     return still.reshape(settings.pixel_shape)
 
 
+def tiles_of(image: RGBImage, settings: ImageForm) -> RGBImage:
+    """uint8 RGB [H, W, 3] of any size -> an image's tiles one below the other, uint8, `tiles_px` wide and high."""
+    tiling, (width, height) = settings.tiling, settings.tile_px
+    picture = resize(image, (tiling.columns * width, tiling.rows * height))
+    if not tiling.is_grid:
+        return picture
+    tiles = cut(picture, tiling)
+    return np.concatenate([tiles, resize(image, settings.tile_px)]) if tiling.thumbnail else tiles
+
+
+def pixel_values(tiles: RGBImage, settings: ImageForm) -> PixelValues:
+    """An image's tiles, as `tiles_of` gives them -> float32 of the settings' pixel_shape."""
+    width, height = settings.tiles_px
+    assert tiles.shape == (height, width, 3), f"expected the tiles of an image, [{height}, {width}, 3], got {list(tiles.shape)}"
+    pixels = normalize(tiles, settings)
+    if isinstance(settings, PatchSettings):
+        return patches(pixels, settings)
+    if not settings.tiling.is_grid:
+        return pixels
+    return np.ascontiguousarray(pixels.reshape(3, -1, settings.size_px, settings.size_px).swapaxes(0, 1))
+
+
 def preprocess(image: RGBImage, settings: ImageForm) -> PixelValues:
     """uint8 RGB [H, W, 3] of any size -> float32 pixel_values of the settings' pixel_shape."""
-    pixels = normalize(resize(image, settings.tile_px), settings)
-    return patches(pixels, settings) if isinstance(settings, PatchSettings) else pixels
+    return pixel_values(tiles_of(image, settings), settings)

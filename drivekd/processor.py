@@ -1,7 +1,8 @@
 """What turns images and text into model inputs: one path in training and on the car. Imports no torch, reads no checkpoint.
 
-Qwen2.5-VL's own processor keeps an image's shape, so tokens per image vary. Here every camera image is resized to one tile:
-prompts have one length, images stack, and attention maps of student and teacher compare token by token.
+Qwen2.5-VL's own processor keeps an image's shape, and InternVL's chooses a grid by it, so tokens per image vary. Here every
+camera image is resized to one tile, or to one grid of tiles: prompts have one length, images stack, and attention maps of student
+and teacher compare token by token.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tokenizers import Tokenizer
 
 from drivekd.chat import ChatFormat, PromptEncoder
 from drivekd.errors import CheckpointError, UsageError
-from drivekd.images import ImageForm, PatchSettings, PixelValues, RGBImage, normalize, patches, resize
+from drivekd.images import ImageForm, PatchSettings, PixelValues, RGBImage, pixel_values, tiles_of
 
 INTERNVL = "internvl"
 QWEN2_5_VL = "qwen2_5_vl"
@@ -36,13 +37,12 @@ class Processor:
     tokenizer: Tokenizer
 
     def resize(self, image: RGBImage) -> RGBImage:
-        """uint8 RGB [H, W, 3] of any size -> uint8 [height, width, 3] of the model's tile; aspect not kept."""
-        return resize(image, self.images.tile_px)
+        """uint8 RGB [H, W, 3] of any size -> its tiles, uint8 [height, width, 3] as `images.tiles_px` says; aspect not kept."""
+        return tiles_of(image, self.images)
 
     def normalize(self, resized: RGBImage) -> PixelValues:
         """A resized image -> float32 of shape `images.pixel_shape`, the same for every image, so that images stack."""
-        pixels = normalize(resized, self.images)
-        return patches(pixels, self.images) if isinstance(self.images, PatchSettings) else pixels
+        return pixel_values(resized, self.images)
 
     def prefix_positions(self, prefix_ids: Sequence[int]) -> Positions:
         """Rotary positions [A, P] of a prompt's prefix with its images; A = 1, or 3 (time, row, column) in Qwen2.5-VL.

@@ -228,7 +228,7 @@ def _needed_bytes(source: Source, plan: ExportPlan) -> int:
 def _export(source: Source, folder: Path, dialects: tuple[str, ...], schemas: bytes) -> Exported:
     """The graphs in fp32, and everything else that needs the model. schemas: the bytes of schemas.json."""
     questions = [fill_template(text, source.prompts.variables) for text in source.prompts.prompts.values()]
-    images = list(golden_images(source.processor.images.tile_px).values())
+    images = list(golden_images(source.processor.images.tiles_px).values())
     weight = source.model.get_input_embeddings().weight.detach().contiguous().numpy()
     (folder / EMBEDDING_FILE).write_bytes(safetensors.numpy.save({"weight": weight}))
     (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")

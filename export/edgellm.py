@@ -51,6 +51,11 @@ def write_edgellm_kit(bundle: Path, checkpoint: Path, out: Path | None = None, *
     read = read_bundle(bundle)
     if GOLDEN_FILE not in read.files:
         raise ExportError(f"{bundle}: {GOLDEN_FILE} is missing, so there is nothing to judge by; export the bundle again")
+    if read.manifest.images.tiling.is_grid:
+        raise ExportError(
+            f"{bundle}: each camera is {read.manifest.images.tiling} tiles, which no option of Edge-LLM {EDGELLM_VERSION} asks "
+            "for (it cuts by an image's own shape); a kit is written for one tile a camera"
+        )
     found = locate_checkpoint(checkpoint)
     _check_weights(checkpoint, found, read)
     golden = load_golden(read.files[GOLDEN_FILE], str(bundle))

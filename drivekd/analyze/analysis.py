@@ -23,6 +23,7 @@ from drivekd.distill.training.train import read_training_samples
 from drivekd.files import refuse_non_empty, whole_directory, write_whole_json
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.log import ProgressLine, logger
+from drivekd.processor import INTERNVL
 from drivekd.sample import CAPABILITIES, Capability, Sample
 
 from .curves import Curves
@@ -57,16 +58,19 @@ def analyze(config: RunConfig, out: Path) -> tuple[list[str], list[list[str]]]:
 
 @dataclass(frozen=True)
 class Pair:
-    """The student's checkpoint and, by capability, the teachers' ones."""
+    """The student's checkpoint and, by capability, the teachers' ones. tiles: InternVL's of a camera, None in other families."""
 
     student: Checkpoint
     teachers: Mapping[Capability, Checkpoint]
+    tiles: str | None = None
 
 
 def open_pair(config: RunConfig) -> Pair:
     """What `train` would refuse is refused before any forward pass."""
     student = Checkpoint.open(config.student.checkpoint)
-    return Pair(student, open_teachers(config, load_processor(student, camera_size_px=config.data.camera_size_px)))
+    processor = load_processor(student, camera_size_px=config.data.camera_size_px, tiles=config.data.tiles)
+    tiles = str(processor.images.tiling) if processor.model_type == INTERNVL else None
+    return Pair(student, open_teachers(config, processor), tiles)
 
 
 def choose(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -82,17 +86,17 @@ def measure(config: RunConfig, pair: Pair, samples: Samples) -> Measured:
     precision = config.teachers.precision if config.teachers.precision != "training" else config.training.precision
     device = config.training.device if config.teachers.device == "student" else config.teachers.device
     found: dict[Capability, Curves] = {}
-    student = _measure(config, "student", pair.student, samples, config.training.device, config.training.precision)
+    student = _measure(config, "student", pair.student, samples, config.training.device, config.training.precision, pair.tiles)
     for checkpoint in dict.fromkeys(teachers.values()):
         taught = {name: samples[name] for name, other in teachers.items() if other is checkpoint}
-        found |= _measure(config, "teacher", checkpoint, taught, device, precision)
+        found |= _measure(config, "teacher", checkpoint, taught, device, precision, pair.tiles)
     return {"student": student, "teacher": {name: found[name] for name in CAPABILITIES if name in found}}
 
 
 def _measure(
-    config: RunConfig, who: str, checkpoint: Checkpoint, samples: Samples, device: str, precision: str
+    config: RunConfig, who: str, checkpoint: Checkpoint, samples: Samples, device: str, precision: str, tiles: str | None
 ) -> dict[Capability, Curves]:
-    model = MeasuredModel(checkpoint, resolve_device(device), DTYPES[precision], config.data.camera_size_px)
+    model = MeasuredModel(checkpoint, resolve_device(device), DTYPES[precision], config.data.camera_size_px, tiles)
     progress = ProgressLine()
     curves: dict[Capability, Curves] = {}
     try:

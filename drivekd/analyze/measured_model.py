@@ -35,7 +35,7 @@ from .statistics import adjacent_cosine, answer_bins, attention_vectors, label_m
 
 
 class MeasuredModel:
-    """One checkpoint, loaded in `dtype`. Raises CheckpointError; ConfigError where camera_size_px does not fit the family."""
+    """One checkpoint, loaded in `dtype`. Raises CheckpointError; ConfigError where camera_size_px or tiles do not fit it."""
 
     def __init__(
         self,
@@ -43,13 +43,14 @@ class MeasuredModel:
         device: torch.device,
         dtype: torch.dtype,
         camera_size_px: tuple[int, int] | None = None,
+        tiles: str | None = None,
     ) -> None:
         self.checkpoint = checkpoint = Checkpoint.open(checkpoint)
         self.model = load_model(checkpoint, attention=CAPTURE_ATTENTION, dtype=dtype).eval().requires_grad_(False).to(device)
         self.depth = num_layers(self.model)
         self._device, self._dtype = device, dtype
-        processor = load_processor(checkpoint, camera_size_px=camera_size_px)
-        self._token_grid = token_grid(processor)
+        processor = load_processor(checkpoint, camera_size_px=camera_size_px, tiles=tiles)
+        self._token_grid, self._tiling = token_grid(processor), processor.images.tiling
         self._collate = Collator(processor)
         self._features = ImageFeatures(self.model, self._collate, device, dtype, frozen=True)
 
@@ -96,7 +97,7 @@ class MeasuredModel:
     def _attention(self, maps: Sequence[Tensor], batch: Batch, places: Places) -> Tensor:
         """[B, L, 256]"""
         counts = [len(images) for images in batch.images]
-        return torch.stack([attention_vectors(rows, places.row_mask, counts, self._token_grid) for rows in maps], 1)
+        return torch.stack([attention_vectors(rows, places.row_mask, counts, self._token_grid, self._tiling) for rows in maps], 1)
 
     def _add_margins(self, sums: CurveSums, batch: Batch, hidden: Tensor) -> None:
         """The state before an answer token predicts it. hidden [B, S, D]."""
@@ -115,11 +116,12 @@ class MeasuredModel:
 
 
 def token_grid(processor: Processor) -> tuple[int, int]:
-    """Rows and columns of vision tokens of one image; InternVL's tiles are square."""
+    """Rows and columns of vision tokens of one tile; InternVL's are square."""
     if isinstance(processor.images, PatchSettings):
         return processor.images.token_grid
-    side = math.isqrt(processor.chat.tokens_per_image)
-    assert side * side == processor.chat.tokens_per_image
+    tokens = processor.chat.tokens_per_image // processor.images.tiling.num_tiles
+    side = math.isqrt(tokens)
+    assert side * side == tokens
     return side, side
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from drivekd.tiling import Tiling
+
 POOLED_GRID = 16  # an image's vision tokens are pooled to 16 x 16, InternVL3's own grid: other grids then have the same length
 NUM_BINS = 10  # parts of an answer, by position
 
@@ -34,20 +36,35 @@ def vision_text_cosine(hidden: Tensor, vision: Tensor, text: Tensor) -> Tensor:
     return F.cosine_similarity(masked_mean(hidden, vision), masked_mean(hidden, text), dim=-1)
 
 
-def attention_vectors(rows: Tensor, row_mask: Tensor, num_images: Sequence[int], token_grid: tuple[int, int]) -> Tensor:
+def attention_vectors(
+    rows: Tensor,
+    row_mask: Tensor,
+    num_images: Sequence[int],
+    token_grid: tuple[int, int],
+    tiling: Tiling = Tiling(),
+) -> Tensor:
     """Where a sample's text looks in its images, [B, 256].
 
-    The mean of the text rows, cut into images of token_grid (rows, columns), each pooled to 16 x 16 by adaptive averages; then
-    the mean over the images, so that one camera and six give vectors of one length. rows [B, R, V]: attention of text rows
-    (padding where row_mask [B, R] is false) to vision columns, a sample's own columns first.
+    The mean of the text rows, cut into images, each pooled to 16 x 16 by adaptive averages; then the mean over the images, so
+    that one camera and six give vectors of one length. token_grid (rows, columns): of a tile; tiling: an image's tiles are put
+    together again, and its thumbnail counts as much as they do. rows [B, R, V]: attention of text rows (padding where
+    row_mask [B, R] is false) to vision columns, a sample's own columns first.
     """
     means = masked_mean(rows, row_mask)  # [B, V]
     height, width = token_grid
     pooled = []
     for mean, count in zip(means, num_images, strict=True):
-        images = mean[: count * height * width].view(count, 1, height, width)
-        pooled.append(F.adaptive_avg_pool2d(images, POOLED_GRID).mean(0).flatten())
+        tiles = mean[: count * tiling.num_tiles * height * width].view(count, tiling.num_tiles, height, width)
+        views = [_whole_pictures(tiles, tiling), *([tiles[:, -1:]] if tiling.thumbnail else [])]  # [count, 1, h, w] each
+        pooled.append(torch.stack([F.adaptive_avg_pool2d(view, POOLED_GRID) for view in views]).mean((0, 1)).flatten())
     return torch.stack(pooled)
+
+
+def _whole_pictures(tiles: Tensor, tiling: Tiling) -> Tensor:
+    """Tiles [count, tiles, h, w], row by row -> [count, 1, rows * h, columns * w]; the thumbnail is left out."""
+    count, _, height, width = tiles.shape
+    grid = tiles[:, : tiling.rows * tiling.columns].view(count, tiling.rows, tiling.columns, height, width)
+    return grid.transpose(2, 3).reshape(count, 1, tiling.rows * height, tiling.columns * width)
 
 
 class PairwiseCosine:

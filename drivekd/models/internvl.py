@@ -12,6 +12,7 @@ OpenGVLab's original layout (model_type internvl_chat) is read, too; what is sav
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration
@@ -40,8 +41,19 @@ def _parts(model: InternVLForConditionalGeneration) -> dict[Part, list[nn.Module
 
 
 def _encode_images(model: InternVLForConditionalGeneration, pixel_values: Tensor) -> Tensor:
-    embeds: Tensor = model.get_image_features(pixel_values=pixel_values).pooler_output  # [N, T, D]
-    return embeds
+    return encode_tiles(model, pixel_values)
+
+
+def encode_tiles(model: Any, pixel_values: Tensor) -> Tensor:
+    """Images of one tile [N, 3, S, S] -> [N, T, D]; of several [N, tiles, 3, S, S] -> [N, tiles * T, D], tile after tile.
+
+    model: anything with transformers' get_image_features.
+    """
+    if pixel_values.ndim == 4:
+        embeds: Tensor = model.get_image_features(pixel_values=pixel_values).pooler_output  # [N, T, D]
+        return embeds
+    tiles: Tensor = model.get_image_features(pixel_values=pixel_values.flatten(0, 1)).pooler_output  # [N * tiles, T, D]
+    return tiles.reshape(-1, pixel_values.shape[1] * tiles.shape[1], tiles.shape[2])
 
 
 FAMILY = Family(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, InternVLForConditionalGeneration
 
 from drivekd.export.lowering.ops import mark
+from drivekd.models.internvl import encode_tiles
 
 ATTENTION = "drivekd_plain"
 
@@ -30,7 +31,7 @@ AttentionInterface.register(ATTENTION, plain_attention)
 
 
 class InternVLVision(nn.Module):
-    """pixel_values [N, 3, S, S] -> image_embeds [N, T, D]."""
+    """pixel_values [N, 3, S, S] -> image_embeds [N, T, D]; of images cut into tiles [N, tiles, 3, S, S] -> [N, tiles * T, D]."""
 
     def __init__(self, model: InternVLForConditionalGeneration) -> None:
         super().__init__()
@@ -38,8 +39,7 @@ class InternVLVision(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         with _marked_layers(self.model.vision_tower.encoder.layer):
-            image_embeds: Tensor = self.model.get_image_features(pixel_values).pooler_output
-        return image_embeds
+            return encode_tiles(self.model, pixel_values)
 
 
 @contextmanager

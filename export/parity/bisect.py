@@ -29,7 +29,7 @@ from drivekd.export.source.layer_values import (
     probe_columns,
     probe_rows,
 )
-from drivekd.images import preprocess
+from drivekd.images import pixel_values
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
 from drivekd.runtime.decoder.embedding import EMBEDDING_FILE, embedding_from_bytes
 from drivekd.runtime.engine.runner import Feed
@@ -216,7 +216,7 @@ def _decoder_rows(bundle: Bundle, graph: str, expected: LayerValues, threads: in
 def vision_feeds(bundle: Bundle) -> dict[str, Feed]:
     """The first golden image as the vision graph reads it."""
     image = load_golden(bundle.files[GOLDEN_FILE], str(bundle.path))["images"][0]
-    return {"pixel_values": preprocess(image, bundle.manifest.images)[None]}
+    return {"pixel_values": pixel_values(image, bundle.manifest.images)[None]}
 
 
 def decoder_feeds(bundle: Bundle, graph: str, expected: LayerValues) -> dict[str, Feed]:

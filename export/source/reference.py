@@ -46,8 +46,8 @@ class Generation:
 class Reference:
     """Everything that parity compares with.
 
-    images: the tiles; image_embeds [N, T, D]. rows: token ids of prompts without images, of different lengths, and row_logits
-    [rows, V] behind each one's last. questions: asked about all images, with their generations.
+    images: each camera's tiles; image_embeds [N, T, D]. rows: token ids of prompts without images, of different lengths, and
+    row_logits [rows, V] behind each one's last. questions: asked about all images, with their generations.
     """
 
     images: tuple[RGBImage, ...]
@@ -62,7 +62,7 @@ class Reference:
 def take_reference(
     model: PreTrainedModel, processor: Processor, images: Sequence[RGBImage], questions: Sequence[str]
 ) -> Reference:
-    """Ask the model about tiles, uint8 [height, width, 3] each, and literal questions."""
+    """Ask the model about cameras' tiles, uint8 [height, width, 3] each, and literal questions."""
     pixel_values = torch.from_numpy(np.stack([processor.normalize(image) for image in images]))
     suffixes = [processor.prompts.suffix(question) for question in questions]
     rows = [[*processor.prompts.prefix(0), *suffix] for suffix in suffixes]
@@ -85,7 +85,7 @@ def take_reference(
 def _image_inputs(model: PreTrainedModel, ids: Sequence[int], pixel_values: Tensor, image_token: int) -> dict[str, Tensor]:
     """The images as the family's own forward takes them. pixel_values [N, *pixel_shape]."""
     if model.config.model_type != QWEN2_5_VL:
-        return {"pixel_values": pixel_values}
+        return {"pixel_values": pixel_values.flatten(0, -4)}  # tiles [N, 3, S, S], whether or not an image has several
     return {
         "pixel_values": pixel_values.flatten(0, 3),
         "image_grid_thw": image_grids(pixel_values, model.config.vision_config.spatial_merge_size),

@@ -50,6 +50,7 @@ def check_graphs(manifest: Manifest, files: Mapping[str, bytes], where: str) -> 
 
 def check_names(manifest: Manifest, where: str) -> None:
     """All that can be said before a graph is read. Raises BundleError."""
+    _check_tiles(manifest, where)
     _check_numbers(manifest, where)
     if not manifest.dialects or len(set(manifest.dialects)) != len(manifest.dialects) or set(manifest.dialects) - set(DIALECTS):
         known = ", ".join(DIALECTS)
@@ -62,6 +63,18 @@ def check_names(manifest: Manifest, where: str) -> None:
     for name in NEEDED_FILES:
         if name not in manifest.files:
             raise BundleError(f"{where}: {name} is not in {MANIFEST_FILE}'s files; export the checkpoint again")
+
+
+def _check_tiles(manifest: Manifest, where: str) -> None:
+    try:
+        tiles = manifest.images.tiling.num_tiles
+    except ValueError as error:
+        raise BundleError(f"{where}: {MANIFEST_FILE}: images.tiles: {error}") from error
+    if manifest.chat.tokens_per_image % tiles:
+        raise BundleError(
+            f"{where}: {MANIFEST_FILE} gives {manifest.chat.tokens_per_image} tokens an image; its {tiles} tiles "
+            f"({manifest.images.tiling}) cannot have as many each"
+        )
 
 
 def _check_numbers(manifest: Manifest, where: str) -> None:

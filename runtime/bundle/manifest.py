@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 
 from drivekd.chat import ChatFormat
 from drivekd.errors import BundleError
-from drivekd.images import ImageSettings, PatchSettings
+from drivekd.images import ImageSettings, PatchSettings, TiledSettings
 
 from .typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
@@ -136,7 +136,7 @@ class Manifest:
     dialects: tuple[str, ...]
     model: ModelInfo
     source: dict[str, str]
-    images: ImageSettings | PatchSettings
+    images: ImageSettings | TiledSettings | PatchSettings
     chat: ChatFormat
     prompts: dict[str, str]
     variables: dict[str, Variable]

@@ -1,7 +1,7 @@
 """The recorded run that a bundle carries: replayed on another machine, it says whether the engine there computes the same.
 
 golden.npz:
-    images          uint8 [N, H, W, 3]      seeded camera tiles
+    images          uint8 [N, H, W, 3]      seeded camera tiles, one below the other where a camera has several
     image_embeds    float32 [N, T, D]
     prompt_ids.C    int64 [P + Q]           per capability C: prefix and question
     tokens          int64 [n, B]            greedy tokens of the B capabilities, end of turn not obeyed
@@ -56,7 +56,7 @@ class Replay:
 def golden_images(size_px: int | tuple[int, int], num_images: int = 2, seed: int = 0) -> dict[str, RGBImage]:
     """Seeded smooth images by camera name, uint8 [H, W, 3]; white noise would look alike to a vision tower.
 
-    size_px: of a square, or width and height (ImageForm.tile_px).
+    size_px: of a square, or width and height (ImageForm.tiles_px: a model's input; tile_px: a camera's picture).
     """
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (num_images, 6, 6, 3), dtype=np.uint8)
@@ -65,7 +65,7 @@ def golden_images(size_px: int | tuple[int, int], num_images: int = 2, seed: int
 
 def record_golden(model: StartedModel) -> bytes:
     """Run a model on the seeded images and return golden.npz. Raises RunnerError."""
-    tiles, questions = list(golden_images(model.manifest.images.tile_px, NUM_IMAGES).values()), model.questions()
+    tiles, questions = list(golden_images(model.manifest.images.tiles_px, NUM_IMAGES).values()), model.questions()
     logits, cache = _read(model, tiles, questions, NUM_TOKENS)
     tokens, margins = [], []  # n times [B]
     for _ in range(NUM_TOKENS):

@@ -138,7 +138,7 @@ def _warm_up(session: Session) -> None:
     """What is allocated and compiled at first use would be taken for a hang. Not by `answer`, whose images a camera may keep."""
     session.warm_up()
     model = session.model
-    width, height = model.manifest.images.tile_px
+    width, height = model.manifest.images.tiles_px
     questions = list(model.questions().values())
     model.forced_logits([np.zeros((height, width, 3), np.uint8)], questions, np.zeros((2, len(questions)), np.int64))
 

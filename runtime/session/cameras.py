@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from drivekd.errors import UsageError
-from drivekd.images import ImageForm, RGBImage, check_image, resize
+from drivekd.images import ImageForm, RGBImage, check_image, tiles_of
 from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 
 # A camera of 10 Hz asked to refresh at 2 Hz is due at its fifth frame: sums of .1 s end just below .5 s.
@@ -21,7 +21,7 @@ EARLY = 1e-3  # share of a period
 
 @dataclass(frozen=True, eq=False)
 class _Taken:
-    tile: RGBImage
+    tile: RGBImage  # or several, one below the other
     at_s: float
 
 
@@ -72,7 +72,7 @@ def camera_tiles(
     settings: ImageForm,
     deadline: Deadline | None = None,
 ) -> dict[str, RGBImage]:
-    """Images by camera, uint8 [H, W, 3] -> uint8 tiles of the settings' size.
+    """Images by camera, uint8 [H, W, 3] -> each one's tiles, uint8, one below the other where there are several.
 
     They come in the bundle's camera order, or as given when it states none.
     Raises UsageError without images or with a camera that the bundle does not know, DataError on an image that is none,
@@ -88,5 +88,5 @@ def camera_tiles(
     for name, image in checked.items():
         if deadline is not None and deadline.interruption():
             raise DeadlineExpiredError
-        tiles[name] = resize(image, settings.tile_px)
+        tiles[name] = tiles_of(image, settings)
     return tiles

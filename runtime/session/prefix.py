@@ -63,7 +63,7 @@ class _Layout:
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """A tile [H, W, 3] and what the language model sees of it. stamp: of this encoding alone."""
+    """A camera's tile [H, W, 3], or its tiles one below the other, and what the language model sees. stamp: of this encoding."""
 
     tile: RGBImage
     embeds: ImageEmbeds

@@ -28,6 +28,7 @@ from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import ProgressLine
 from drivekd.models import language_shape
 from drivekd.sample import CAPABILITIES, Capability, Sample
+from drivekd.tiling import Tiling
 
 VERSION = 1  # raise it when the meaning of a stored block changes
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -63,9 +64,10 @@ class Caches:
 
     def attach(self, teachers: Teachers) -> None:
         """Give every signal that can be cached its store."""
+        tiles = str(self._collate.processor.images.tiling)
         for name, signal in teachers.signals.items():
             if self._config.cache.signals and can_be_cached(signal):
-                store = self._open(_signal_spec(self._config, name, signal, teachers))
+                store = self._open(_signal_spec(self._config, name, signal, teachers, tiles))
                 if store is not None:
                     teachers.caches[name] = SignalCache(store)
 
@@ -177,7 +179,7 @@ def _signal_scalars(samples: Sequence[Sample], collate: Collator) -> int:
     return total
 
 
-def _signal_spec(config: RunConfig, name: Capability, signal: Signal, teachers: Teachers) -> dict[str, Any]:
+def _signal_spec(config: RunConfig, name: Capability, signal: Signal, teachers: Teachers, tiles: str) -> dict[str, Any]:
     return {
         "kind": f"signal-{name}",
         "version": VERSION,
@@ -185,4 +187,4 @@ def _signal_spec(config: RunConfig, name: Capability, signal: Signal, teachers: 
         "layers": [list(group) for group in signal.teacher_groups],
         "dtype": str(teachers.by_capability[name].dtype),
         "camera_size_px": config.data.camera_size_px,
-    }
+    } | ({"tiles": tiles} if tiles != str(Tiling()) else {})  # one tile a camera: the key that it had before there were grids

@@ -22,11 +22,11 @@ from drivekd.distill.teachers.features import ImageFeatures, Towers
 from drivekd.distill.teachers.layer_choices import signal_config
 from drivekd.distill.teachers.signal_cache import SignalCache
 from drivekd.errors import ConfigError
-from drivekd.hf_checkpoint import Checkpoint, load_processor
+from drivekd.hf_checkpoint import Checkpoint, load_processor, stated_tiles
 from drivekd.models import language_model, language_shape, load_model, num_layers
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import CAPTURE_ATTENTION, capture
-from drivekd.processor import Processor
+from drivekd.processor import INTERNVL, Processor
 from drivekd.sample import Capability
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -156,13 +156,21 @@ def open_teachers(config: RunConfig, student: Processor) -> dict[Capability, Che
     for capability, path in config.teachers.paths().items():
         if path not in opened:
             opened[path] = Checkpoint.open(path)
-            _check_fits(student, opened[path], config.data.camera_size_px, f"teachers.{capability} = {path}")
+            check_same_view(student, opened[path], config.data.camera_size_px, f"teachers.{capability} = {path}")
     return {capability: opened[path] for capability, path in config.teachers.paths().items()}
 
 
-def _check_fits(student: Processor, teacher: Checkpoint, camera_size_px: tuple[int, int] | None, source: str) -> None:
+def check_same_view(student: Processor, teacher: Checkpoint, camera_size_px: tuple[int, int] | None, source: str) -> None:
+    """Raises ConfigError naming what the two see or read differently. A teacher that states no tiles is given the student's."""
     check_same_family(student.model_type, teacher.model_type, source)
-    check_same_tokens(student, load_processor(teacher, camera_size_px=camera_size_px), source)
+    own, students = stated_tiles(teacher), str(student.images.tiling)
+    if own not in (None, students):
+        raise ConfigError(
+            f"{source}: the teacher was trained with tiles {own} a camera, the student sees {students}; attention maps compare "
+            f"token by token. Set data.tiles to {own}, or distil from a teacher of {students}"
+        )
+    tiles = students if student.model_type == INTERNVL else None
+    check_same_tokens(student, load_processor(teacher, camera_size_px=camera_size_px, tiles=tiles), source)
 
 
 def check_same_family(student: str, teacher: str, source: str) -> None:

@@ -31,9 +31,10 @@ from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest, remove_leftovers, whole_directory, write_whole_json
-from drivekd.hf_checkpoint import Checkpoint
+from drivekd.hf_checkpoint import CAMERA_FILE, Checkpoint
 from drivekd.log import logger
 from drivekd.models import load_model
+from drivekd.processor import INTERNVL
 from drivekd.quantization.form import WeightForm
 from drivekd.quantization.linears import HEAD
 from drivekd.quantization.scales import write_scales
@@ -71,7 +72,7 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 class SavedStudent:
     """What a student's files are made from. trained: the whole of each tensor that trains, by name; model has the frozen ones.
 
-    source: what training started from. scales, forms: of rounded layers, by their names in the graphs.
+    source: what training started from. tiles: of a camera. scales, forms: of rounded layers, by their names in the graphs.
     """
 
     model: PreTrainedModel
@@ -79,6 +80,7 @@ class SavedStudent:
     source: Checkpoint
     config: StudentConfig
     prompts: PromptsConfig
+    tiles: str = "1x1"
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     forms: Mapping[str, WeightForm] = field(default_factory=dict)
 
@@ -117,6 +119,8 @@ def write_student(directory: Path, student: SavedStudent) -> None:
     written as its masters; with their scales they are rounded to the very weights that training computed with.
     """
     _copy_processor_files(student.source.path, directory)
+    if student.source.model_type == INTERNVL:
+        write_whole_json(directory / CAMERA_FILE, {"tiles": student.tiles})
     write_whole_json(directory / "prompts.json", _prompts(student.prompts))
     if student.scales:
         write_scales(directory, student.scales, student.forms)

@@ -139,6 +139,7 @@ def load_student(
     config: StudentConfig,
     device: torch.device,
     camera_size_px: tuple[int, int] | None = None,
+    tiles: str | None = None,
     *,
     compute_dtype: torch.dtype = torch.float32,
     held_dtype: torch.dtype = torch.float32,
@@ -146,11 +147,12 @@ def load_student(
 ) -> Student:
     """Load fp32 master weights and mark what trains: whole parts, or adapters (drawn from `seed`) in the language model.
 
-    compute_dtype: of autocast; held_dtype: of linear layers that adapters leave frozen.
+    camera_size_px, tiles: as in load_processor. compute_dtype: of autocast; held_dtype: of linear layers that adapters leave
+    frozen.
 
     Raises CheckpointError, and ConfigError for adapters on layers, or patterns of layers, that do not exist.
     """
-    processor = load_processor(checkpoint, camera_size_px=camera_size_px)
+    processor = load_processor(checkpoint, camera_size_px=camera_size_px, tiles=tiles)
     model = load_model(checkpoint, attention=CAPTURE_ATTENTION)
     model.requires_grad_(False)
     whole = set(config.train)

@@ -89,11 +89,11 @@ class Trainer:
     def _load_models(self) -> None:
         config = self.config
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-        camera = config.data.camera_size_px
+        view = config.data.camera_size_px, config.data.tiles
         held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
         self.checkpoint = Checkpoint.open(config.student.checkpoint)
         loaded = load_student(
-            self.checkpoint, config.student, self.device, camera, compute_dtype=dtype, held_dtype=held, seed=config.seed
+            self.checkpoint, config.student, self.device, *view, compute_dtype=dtype, held_dtype=held, seed=config.seed
         )
         self.student, self.collate, self.names = loaded.model, loaded.collate, loaded.names
         self.rounding = loaded.rounding
@@ -316,7 +316,9 @@ class Trainer:
         scales, forms = dict[str, Tensor](), dict[str, WeightForm]()
         if self.rounding is not None:
             scales, forms = self.rounding.scales(trained, self.names, self.device), self.rounding.forms
-        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, self.config.prompts, scales, forms)
+        tiles = str(self.collate.processor.images.tiling)
+        settings = self.config.student, self.config.prompts, tiles
+        return SavedStudent(self.student, trained, self.checkpoint, *settings, scales, forms)
 
     def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
         """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""
