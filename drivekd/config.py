@@ -9,7 +9,7 @@
     cache        what teachers and frozen vision towers computed, kept on disk
     optimizer    AdamW and its schedule
     training     steps, batches, packing, device, precision, checkpoints
-    prompts      the questions that an exported bundle asks by default
+    prompts      the questions that an exported bundle asks by default, and how long answers may be
 
 Paths are relative to the YAML file that names them. A file may begin with `base: OTHER.yaml`: it then holds what differs from it.
 """
@@ -31,6 +31,7 @@ Part: TypeAlias = Literal["vision_encoder", "projector", "language_model"]
 Positive: TypeAlias = Annotated[int, Field(ge=1)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0)]
 LayerList: TypeAlias = list[int]
+CameraName: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")]  # as tags have it, <c1,CAM_FRONT,x,y>
 
 
 class Section(BaseModel):
@@ -121,6 +122,11 @@ class DataConfig(Section):
         default=None,
         description="InternVL's tiles a camera, columns x rows: 1x1, 2x1, 2x1+thumbnail; default: the checkpoint's, else 1x1.",
     )
+    cameras: list[CameraName] = Field(
+        default=[],
+        description="Names in the order in which a prompt has their pictures; default: the records'. Records that name none have "
+        "these, place by place.",
+    )
     image_root: Path | None = Field(default=None, description="Folder of relative image paths; default: the records' own folder.")
     capabilities: list[Capability] = Field(default=list(CAPABILITIES), min_length=1, description="Train on these alone.")
 
@@ -128,6 +134,12 @@ class DataConfig(Section):
     @classmethod
     def _tiles_are_a_grid(cls, tiles: str | None) -> str | None:
         return tiles if tiles is None else str(Tiling.parse(tiles))
+
+    @model_validator(mode="after")
+    def _cameras_are_told_apart(self) -> DataConfig:
+        if len(set(self.cameras)) != len(self.cameras):
+            raise ValueError(f"data.cameras: a camera stands twice in {', '.join(self.cameras)}")
+        return self
 
 
 class SignalConfig(Section):
@@ -244,6 +256,15 @@ class PromptsConfig(Section):
     planning: str = "The ego vehicle drives at {ego_speed_mps} m/s. In this scenario, what should the ego vehicle do? Why?"
     variables: dict[str, int | float | str] = Field(default={"ego_speed_mps": 8}, description="Values used when none is given.")
     note: str = Field(default="", description="What whoever reads the answers must know; `drivekd run` prints it.")
+    max_new_tokens: dict[Capability, Positive] = Field(
+        default={},
+        description="Tokens of an answer, by capability, or one number for all; default: the records' longest and a quarter.",
+    )
+
+    @field_validator("max_new_tokens", mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        return dict.fromkeys(CAPABILITIES, value) if type(value) is int else value
 
 
 class RunConfig(Section):

@@ -9,6 +9,7 @@ tokenizer_config.json     names of the image tokens, and the chat template where
 chat_template.jinja       or chat_template.json
 preprocessor_config.json  size, mean, std; or within processor_config.json, where transformers 5 writes them
 camera.json               width_px and height_px of Qwen2.5-VL's camera tile, or InternVL's tiles, where drivekd wrote it
+contract.json             what drivekd's training promised (drivekd/contract.py); none of the other files may contradict it
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from tokenizers import Tokenizer
 
 from drivekd import internvl_chat
 from drivekd.chat import PromptEncoder, chat_format_from_template
+from drivekd.contract import CONTRACT_FILE, Contract, read_contract
 from drivekd.errors import CheckpointError, ConfigError
 from drivekd.images import ImageSettings, PatchSettings, TiledSettings
 from drivekd.tiling import Tiling
 
-from .processor import INTERNVL, QWEN2_5_VL, Processor, parse_tokenizer
+from .processor import INTERNVL, QWEN2_5_VL, Processor, parse_tokenizer, prompt_digest
 
 INTERNVL_CHAT = "internvl_chat"  # InternVL's original layout; read as INTERNVL
 CAMERA_FILE = "camera.json"
@@ -67,6 +69,11 @@ class CheckpointFiles:
         if name not in self._values:
             self._values[name] = _read_json(self.path, name)
         return self._values[name]
+
+    @cached_property
+    def contract(self) -> Contract | None:
+        """What training promised; None where there is no contract.json. Raises CheckpointError."""
+        return read_contract(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -108,6 +115,7 @@ class Checkpoint:
         files = CheckpointFiles(checkpoint)
         config = files.json("config.json")
         layout = config.get("model_type")
+        _ = files.contract  # a damaged one is named before anything slow
         if layout == INTERNVL_CHAT:
             return cls(files, layout, internvl_chat.hf_config(config, files.tokenizer, str(checkpoint / "config.json")))
         if layout not in (INTERNVL, QWEN2_5_VL):
@@ -128,25 +136,94 @@ class Checkpoint:
         """The family, whatever the layout."""
         return str(self.config["model_type"])
 
+    @property
+    def contract(self) -> Contract | None:
+        """What training promised; None where nothing says."""
+        return self.files.contract
+
 
 def load_processor(
-    checkpoint: Path | Checkpoint, *, camera_size_px: tuple[int, int] | None = None, tiles: str | None = None
+    checkpoint: Path | Checkpoint,
+    *,
+    camera_size_px: tuple[int, int] | None = None,
+    tiles: str | None = None,
+    adapter: CheckpointFiles | None = None,
 ) -> Processor:
-    """Read a checkpoint's processor. Raises CheckpointError naming the missing or wrong file.
+    """Read a checkpoint's processor. Raises CheckpointError naming the missing or wrong file, and both files that contradict.
 
-    camera_size_px: Qwen2.5-VL's camera tile, width and height; None: the checkpoint's camera.json, else DEFAULT_CAMERA_SIZE_PX.
-    tiles: of a camera in InternVL, as "2x1+thumbnail"; None: what the checkpoint states, else 1x1.
+    camera_size_px: Qwen2.5-VL's camera tile, width and height, for a training that sets out anew. None: the contract's, else
+    camera.json's, else DEFAULT_CAMERA_SIZE_PX. tiles: of a camera in InternVL, as "2x1+thumbnail", in the same way; else 1x1.
+    adapter: trained over this checkpoint; where it has a contract, that one counts.
     Raises ConfigError when the family cannot take it.
     """
     checkpoint = Checkpoint.open(checkpoint)
+    bound = adapter if adapter is not None and adapter.contract is not None else checkpoint.files
+    contract = bound.contract
+    if contract is None:
+        return _processor(checkpoint, camera_size_px, tiles)
+    if contract.family != checkpoint.model_type:
+        raise _contradiction(bound, "family", contract.family, checkpoint, "config.json", checkpoint.model_type)
+    if bound is checkpoint.files:
+        _check_camera_file(checkpoint, contract)
+    size_px = contract.tile_px if contract.family == QWEN2_5_VL else None  # InternVL's is within the model
+    try:
+        processor = _processor(checkpoint, camera_size_px or size_px, tiles or contract.tiles)
+    except ConfigError as error:
+        if camera_size_px is not None or tiles is not None:
+            raise
+        raise CheckpointError(f"{bound.path / CONTRACT_FILE}: {error}") from error
+    _check_contract(bound, contract, checkpoint, processor)
+    return processor
+
+
+def _processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None, tiles: str | None) -> Processor:
     if checkpoint.model_type == QWEN2_5_VL:
         _refuse_tiles(checkpoint, tiles)
         return _qwen_processor(checkpoint, camera_size_px)
     return _internvl_processor(checkpoint, camera_size_px, tiles)
 
 
+def _check_camera_file(checkpoint: Checkpoint, contract: Contract) -> None:
+    """camera.json against the contract beside it."""
+    if contract.family == QWEN2_5_VL:
+        stored = _stored_camera_size(checkpoint.files)
+        if stored not in (None, contract.tile_px):
+            raise _contradiction(checkpoint.files, "a tile of", _size(contract.tile_px), checkpoint, CAMERA_FILE, _size(stored))
+    elif (tiles := _stored_tiles(checkpoint)) not in (None, contract.tiles):
+        raise _contradiction(checkpoint.files, "tiles a camera", contract.tiles, checkpoint, CAMERA_FILE, tiles)
+
+
+def _check_contract(bound: CheckpointFiles, contract: Contract, checkpoint: Checkpoint, processor: Processor) -> None:
+    images = processor.images
+    file = _preprocessor(checkpoint)[1].name
+    if not isinstance(images, PatchSettings) and contract.tile_px != images.tile_px:
+        raise _contradiction(bound, "a tile of", _size(contract.tile_px), checkpoint, file, _size(images.tile_px))
+    for key in ("mean", "std"):
+        promised, found = getattr(contract, key), getattr(images, key)
+        if promised != found:
+            raise _contradiction(bound, f"an image {key} of", list(promised), checkpoint, file, list(found))
+    if contract.tokenizer != (found := prompt_digest(processor.prompts)):
+        what = "the tokenizer and chat template with sha256"
+        raise _contradiction(bound, what, contract.tokenizer[:16], checkpoint, "tokenizer.json or chat template", found[:16])
+
+
+def _contradiction(
+    bound: CheckpointFiles, what: str, promised: object, checkpoint: Checkpoint, file: str, found: object
+) -> CheckpointError:
+    return CheckpointError(
+        f"{bound.path / CONTRACT_FILE} says {what} {promised}, {checkpoint.path / file} says {found}: the model was trained as "
+        "the contract says; put back the files that training wrote"
+    )
+
+
 def stated_tiles(checkpoint: Checkpoint) -> str | None:
     """The tiles of a camera that an InternVL checkpoint was trained with, None where it does not say. Raises CheckpointError."""
+    if checkpoint.model_type != QWEN2_5_VL and checkpoint.contract is not None:
+        return checkpoint.contract.tiles
+    return _stored_tiles(checkpoint)
+
+
+def _stored_tiles(checkpoint: Checkpoint) -> str | None:
     if checkpoint.model_type == QWEN2_5_VL or not checkpoint.files.has(CAMERA_FILE):
         return None
     return _required(checkpoint.files.json(CAMERA_FILE), "tiles", str, checkpoint.path / CAMERA_FILE)

@@ -26,6 +26,10 @@ RGBImage: TypeAlias = NDArray[np.uint8]  # [H, W, 3]
 # [3, S, S], or [tiles, 3, S, S] of a grid, or patches [rows, columns, merge², 3 * frames * patch²]
 PixelValues: TypeAlias = NDArray[np.float32]
 
+# Of the way from a file to pixel_values. What would give a trained model other numbers for the same file raises it; checkpoints
+# and bundles of another version are refused.
+PREPROCESSING_VERSION = 1
+
 MAX_IMAGE_PIXELS = 64_000_000  # eight 8-megapixel cameras' worth: above it a file is taken for a decompression bomb
 
 

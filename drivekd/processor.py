@@ -17,10 +17,15 @@ from tokenizers import Tokenizer
 
 from drivekd.chat import ChatFormat, PromptEncoder
 from drivekd.errors import CheckpointError, UsageError
+from drivekd.files import json_digest
 from drivekd.images import ImageForm, PatchSettings, PixelValues, RGBImage, pixel_values, tiles_of
 
 INTERNVL = "internvl"
 QWEN2_5_VL = "qwen2_5_vl"
+
+# Letters of several alphabets, digits, spaces, line ends, an object's tag: what tokenizers and their normalizers treat
+# differently.
+_PROBE = "Ist die Straße links frei?  <c1,CAM_BACK,0.5073,912.5>\n\tÅ\u0301 “Ende” 12345 \u8eca\u9053 final_answer: A."
 
 
 Positions: TypeAlias = NDArray[np.int64]  # [A, P]
@@ -76,6 +81,17 @@ def mrope_positions(ids: Sequence[int], image_token_id: int, token_grid: tuple[i
         positions[:, index : index + size] = image + following
         index, following = index + size, following + max(rows, columns)
     return positions
+
+
+def prompt_digest(prompts: PromptEncoder) -> str:
+    """sha256 (hex) of the vocabulary, the chat format and the ids of a fixed question: what texts become, whatever file says it.
+
+    How many tokens an image has is left out: it follows from the tile.
+    """
+    vocabulary = sorted(prompts.tokenizer.get_vocab().items())
+    chat = {key: value for key, value in prompts.chat.to_json().items() if key != "tokens_per_image"}
+    probe = [*prompts.prefix(0), *prompts.suffix(_PROBE)]
+    return json_digest([vocabulary, chat, probe])
 
 
 def parse_tokenizer(data: bytes, source: str) -> Tokenizer:

@@ -41,6 +41,11 @@ def coordinate_style(texts: Iterable[str]) -> CoordinateStyle:
     return "pixel" if 2 * num_large > len(pairs) else "normalized"
 
 
+def has_tags(text: str) -> bool:
+    """Whether there is a whole tag, whatever its camera and place."""
+    return _TAG.search(text) is not None
+
+
 def find_tags(text: str, style: CoordinateStyle = "normalized", *, cameras: Collection[str] | None = CAMERAS) -> list[Tag]:
     """The well-formed tags of `text` in order, without those of a camera not in `cameras` (None: every name is one), and without
     those of a point outside the image."""

@@ -236,6 +236,7 @@ def _export(source: Source, folder: Path, dialects: tuple[str, ...], schemas: by
     return Exported(
         processor=source.processor,
         prompts=source.prompts,
+        contract=source.contract,
         info=source.info,
         origin=source.origin,
         reference=take_reference(source.model, source.processor, images, questions),

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivekd import __version__
+from drivekd.contract import Contract
 from drivekd.files import file_digest
+from drivekd.images import PREPROCESSING_VERSION
 from drivekd.processor import Processor
 from drivekd.runtime.bundle.manifest import (
     DIGEST_FILE,
@@ -32,10 +34,12 @@ from .source.reference import Reference
 
 @dataclass(frozen=True)
 class Exported:
-    """A checkpoint without its model: what the bundle says of it, and the truth to compare with. embedding: [V, D]."""
+    """A checkpoint without its model: what the bundle says of it, and the truth to compare with. contract: training's, None where
+    nothing says. embedding: [V, D]."""
 
     processor: Processor
     prompts: PromptSet
+    contract: Contract | None
     info: ModelInfo
     origin: dict[str, str]
     graphs: dict[str, GraphSpec]
@@ -47,7 +51,7 @@ class Exported:
 
 def manifest_of(exported: Exported, precision: str) -> Manifest:
     """All but tables and files."""
-    processor, prompts = exported.processor, exported.prompts
+    processor, prompts, contract = exported.processor, exported.prompts, exported.contract
     return Manifest(
         format_version=FORMAT_VERSION,
         drivekd_version=__version__,
@@ -61,7 +65,11 @@ def manifest_of(exported: Exported, precision: str) -> Manifest:
         variables=prompts.variables,
         cameras=prompts.cameras,
         note=prompts.note,
-        generation=Generation(prompts.max_new_tokens, processor.prompts.end_of_turn_id),
+        coordinates="" if contract is None else contract.coordinates,
+        structured_instruction="" if contract is None else contract.structured_instruction,
+        data={} if contract is None else contract.data,
+        preprocessing=PREPROCESSING_VERSION,
+        generation=Generation(prompts.budgets(), processor.prompts.end_of_turn_id),
         graphs=exported.graphs,
         embedding=exported.embedding_spec,
         parity=(),

@@ -177,8 +177,13 @@ class Collator:
 
     def num_tokens(self, sample: Sample) -> tuple[int, int]:
         """Tokens of the prefix, and of question and answer."""
+        prefix, question, answer = self.lengths(sample)
+        return prefix, question + answer
+
+    def lengths(self, sample: Sample) -> tuple[int, int, int]:
+        """Tokens of the prefix, the question, and the answer with its end of turn; 0 of no answer."""
         question, answer = self._question_ids(sample)
-        return len(self._prefix(len(sample.images))[0]), len(question) + len(answer)
+        return len(self._prefix(len(sample.images))[0]), len(question), len(answer)
 
     def _row(self, pack: Pack) -> dict[str, Tensor]:
         """One pack's tensors, unpadded."""

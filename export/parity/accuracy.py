@@ -9,7 +9,7 @@ from typing import Any
 
 from drivekd.data.readers import read_samples
 from drivekd.evaluate.answering import AnswererSettings, open_answerer
-from drivekd.evaluate.answering.bundle_answerer import camera_names
+from drivekd.evaluate.answering.bundle_answerer import with_cameras
 from drivekd.evaluate.evaluation import evaluate
 from drivekd.evaluate.scores import EvaluationReport, ScoreRow
 from drivekd.export.source.repeatable import EXPORT_THREADS
@@ -58,7 +58,7 @@ class AccuracyRow:
 def check_records(records: Path, cameras: Sequence[str]) -> None:
     """Read what `accuracy_rows` will ask, minutes later, of a bundle with these cameras. Raises DataError."""
     for sample in read_samples(records):
-        camera_names(sample, cameras)
+        with_cameras(sample, cameras)
 
 
 def accuracy_rows(checkpoint: Path | Checkpoint, bundle: Path, records: Path) -> list[AccuracyRow]:

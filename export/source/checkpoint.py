@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from drivekd.contract import Contract
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest
 from drivekd.hf_checkpoint import Checkpoint, CheckpointFiles
@@ -41,6 +42,11 @@ class CheckpointSource:
     def files(self) -> list[CheckpointFiles]:
         """Of each directory, nearest to what was asked for first."""
         return [self.checkpoint.files] if self.adapter is None else [self.adapter, self.checkpoint.files]
+
+    @property
+    def contract(self) -> Contract | None:
+        """The nearest one; None where training wrote none."""
+        return next((files.contract for files in self.files if files.contract is not None), None)
 
     @property
     def directories(self) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from drivekd.contract import Contract
 from drivekd.errors import CheckpointError
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import ImageForm
@@ -17,7 +18,7 @@ from drivekd.processor import Processor
 from drivekd.runtime.bundle.manifest import ModelInfo
 
 from .checkpoint import CheckpointSource, load_weights, locate_checkpoint, stated_license, weights_sha256
-from .prompts import PROMPTS_FILE, PromptSet, load_prompts
+from .prompts import PromptSet, load_prompts
 from .quiet import quiet
 
 __all__ = ["Source", "load_source", "weights_sha256"]
@@ -25,11 +26,13 @@ __all__ = ["Source", "load_source", "weights_sha256"]
 
 @dataclass(frozen=True)
 class Source:
-    """Everything an export starts from. model: fp32, with its own attention. origin: the manifest's `source`."""
+    """Everything an export starts from. contract: what training promised, None where nothing says. model: fp32, with its own
+    attention. origin: the manifest's `source`."""
 
     checkpoint: Checkpoint
     processor: Processor
     prompts: PromptSet
+    contract: Contract | None
     model: PreTrainedModel
     info: ModelInfo
     origin: dict[str, str]
@@ -47,9 +50,8 @@ def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
     """
     found = locate_checkpoint(path)
     _check_layers(found.checkpoint)
-    processor = load_processor(found.checkpoint)
-    asking = [files for files in found.files if files.has(PROMPTS_FILE)]
-    prompt_set = load_prompts(asking[0] if asking else found.checkpoint.files, prompts)
+    processor = load_processor(found.checkpoint, adapter=found.adapter)
+    prompt_set = load_prompts(found.files, prompts)
     for template in prompt_set.prompts.values():
         processor.prompts.suffix(template)  # refuses chat markers
     with quiet():
@@ -61,7 +63,7 @@ def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
             f"{found.checkpoint.path}: the tokenizer has {processor.tokenizer.get_vocab_size()} tokens, "
             f"the model {info.vocab_size} embeddings; they do not belong together"
         )
-    return Source(found.checkpoint, processor, prompt_set, model, info, found.origin)
+    return Source(found.checkpoint, processor, prompt_set, found.contract, model, info, found.origin)
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from drivekd.contract import DEFAULT_MAX_NEW_TOKENS
 from drivekd.errors import BundleError
 from drivekd.runtime.bundle.manifest import GraphSpec, Manifest, TensorSpec
 
@@ -49,8 +50,9 @@ def limits_of(manifest: Manifest) -> Limits:
     markers = len((chat.image_start + chat.image_end).encode())
     frame = len(chat.before_images.encode()) + images * (chat.tokens_per_image + markers)
     question = max((len(text.encode()) for text in manifest.prompts.values()), default=0)
-    text = question + len(chat.after_question.encode()) + QUESTION_MARGIN
-    context = min(_aligned(frame + text + manifest.generation.max_new_tokens), manifest.model.max_positions)
+    text = question + len((manifest.structured_instruction + chat.after_question).encode()) + QUESTION_MARGIN
+    answer = max([DEFAULT_MAX_NEW_TOKENS, *manifest.generation.max_new_tokens.values()])  # the default: of a structured one
+    context = min(_aligned(frame + text + answer), manifest.model.max_positions)
     return Limits(images, max(len(manifest.prompts), 1), min(_aligned(frame + text), context), context)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Protocol
 
+from drivekd.contract import DEFAULT_MAX_NEW_TOKENS, answer_budget
 from drivekd.errors import UsageError
 from drivekd.images import RGBImage
+from drivekd.runtime.bundle.manifest import Manifest
 
 from .answer import Answer
 from .deadline import Cancelled
@@ -62,8 +64,8 @@ class Ask:
     capabilities: None = all. question: asked literally, under the single capability named or "question". variables: values for
     the templates, such as {"ego_speed_mps": 8}. deadline_ms: from when a session takes the frame; the answers then end with
     finish_reason "deadline", at most one engine call later. on_text(capability, piece): text as it is generated. max_new_tokens:
-    per capability, None = the bundle's. structured: JSON that fits the capability's schema, whatever happens; what was cut is
-    null. cancelled: asked between engine calls; True ends the answers.
+    of each answer, or by capability; None, and for a capability left out: the bundle's. structured: JSON that fits the
+    capability's schema, whatever happens; what was cut is null. cancelled: asked between engine calls; True ends the answers.
     """
 
     capabilities: Sequence[str] | None = None
@@ -71,7 +73,7 @@ class Ask:
     variables: Mapping[str, object] | None = None
     deadline_ms: float | None = None
     on_text: OnText | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: int | Mapping[str, int] | None = None
     structured: bool = False
     sampling: Sampling = GREEDY
     cancelled: Cancelled | None = None
@@ -85,8 +87,10 @@ class Ask:
             raise UsageError("deadline_ms is NaN; expected milliseconds, or None for no deadline")
         if self.deadline_ms == math.inf:
             object.__setattr__(self, "deadline_ms", None)
-        if self.max_new_tokens is not None and not isinstance(self.max_new_tokens, Integral):
-            raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number")
+        if isinstance(self.max_new_tokens, Mapping):
+            object.__setattr__(self, "max_new_tokens", dict(self.max_new_tokens))  # of any kind; this one can be sent
+        if any(not isinstance(tokens, Integral) for tokens in self._stated_limits()):
+            raise UsageError(f"max_new_tokens is {self.max_new_tokens!r}; expected a whole number, or one by capability")
         if self.question is not None and not _is_text(self.question):
             raise UsageError(f"question is {self.question!r:.80}; expected text in Unicode, without halves of characters")
 
@@ -105,7 +109,7 @@ class Ask:
         if self.structured and self.question is not None:
             raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
         values, names = merged_variables(defaults, self.variables), self.capabilities
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+        if any(tokens < 1 for tokens in self._stated_limits()):
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
         if self.question is not None:
             if names is not None and len(names) != 1:
@@ -117,6 +121,30 @@ class Ask:
         if unknown := [name for name in names if name not in prompts]:
             raise UsageError(f"capability {unknown[0]!r} is unknown; this bundle has: {', '.join(prompts)}")
         return {name: fill_template(prompts[name], values) for name in names}
+
+    def limits(self, manifest: Manifest, names: Iterable[str]) -> dict[str, int]:
+        """Tokens that each answer may have. names: of the questions, as `questions` gives them. A free question has the largest
+        budget of all; JSON that training never asked for is not held to what it learnt of texts.
+
+        Raises UsageError: max_new_tokens names what is no capability.
+        """
+        names = list(names)
+        if isinstance(self.max_new_tokens, Integral):
+            return dict.fromkeys(names, int(self.max_new_tokens))
+        stated = self.max_new_tokens if isinstance(self.max_new_tokens, Mapping) else {}
+        if unknown := [name for name in stated if name not in manifest.prompts and name not in names]:
+            raise UsageError(
+                f"max_new_tokens: capability {unknown[0]!r} is unknown; this bundle has: {', '.join(manifest.prompts)}"
+            )
+        least = DEFAULT_MAX_NEW_TOKENS if self.structured and not manifest.structured_instruction else 1
+        budgets = {name: max(least, answer_budget(manifest.generation.max_new_tokens, name)) for name in names}
+        return budgets | {name: tokens for name, tokens in stated.items() if name in budgets}
+
+    def _stated_limits(self) -> list[int]:
+        stated = self.max_new_tokens
+        if stated is None:
+            return []
+        return list(stated.values()) if isinstance(stated, Mapping) else [stated]
 
 
 def _is_text(value: object) -> bool:
@@ -145,7 +173,7 @@ class Answering(Protocol):
         variables: Mapping[str, object] | None = None,
         deadline_ms: float | None = None,
         on_text: OnText | None = None,
-        max_new_tokens: int | None = None,
+        max_new_tokens: int | Mapping[str, int] | None = None,
         structured: bool = False,
         sampling: Sampling = GREEDY,
         cancelled: Cancelled | None = None,

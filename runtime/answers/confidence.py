@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from drivekd.errors import BundleError
-from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json
+from drivekd.typed_json import TypedJsonError, dataclass_from_json
 
 CALIBRATION_FILE = "calibration.json"
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drivekd.errors import BundleError
+from drivekd.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
 from .manifest import ENGINES_DIR, FileEntry
 from .reader import MAX_FILE_BYTES, Bundle, digest_line, read_plain_file
-from .typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
 RECORD_FILE = "engine.json"
 RECORD_DIGEST_FILE = "engine.sha256"

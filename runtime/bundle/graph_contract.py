@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isfinite
 
+from drivekd.contract import COORDINATES
 from drivekd.errors import BundleError
+from drivekd.typed_json import json_from_dataclass
 
 from .manifest import DIALECTS, MANIFEST_FILE, PRECISIONS, GraphSpec, Manifest, TensorSpec
 from .onnx_file import ExternalTensor, GraphTensor, OnnxFile, read_onnx
-from .typed_json import json_from_dataclass
 
 PARTS = ("key", "value")
 
@@ -83,7 +84,7 @@ def _check_numbers(manifest: Manifest, where: str) -> None:
         **{f"images.{name}": value for name, value in images.items() if isinstance(value, int)},
         **{name: getattr(model, name) for name in ("num_layers", "num_heads", "num_kv_heads", "head_dim")},
         **{name: getattr(model, name) for name in ("hidden_size", "vocab_size", "max_positions")},
-        "max_new_tokens": generation.max_new_tokens,
+        **{f"max_new_tokens.{name}": tokens for name, tokens in generation.max_new_tokens.items()},
         "tokens_per_image": manifest.chat.tokens_per_image,
     }
     for name, size in sizes.items():
@@ -102,6 +103,16 @@ def _check_numbers(manifest: Manifest, where: str) -> None:
         )
     if not manifest.prompts:
         raise BundleError(f"{where}: {MANIFEST_FILE} has no prompts, so there is nothing to ask")
+    if set(manifest.prompts) != set(generation.max_new_tokens):
+        raise BundleError(
+            f"{where}: {MANIFEST_FILE} has prompts of {', '.join(manifest.prompts)}, but max_new_tokens of "
+            f"{', '.join(generation.max_new_tokens) or 'nothing'}"
+        )
+    if manifest.coordinates not in ("", *COORDINATES):
+        known = ", ".join(COORDINATES)
+        raise BundleError(f"{where}: {MANIFEST_FILE} has coordinates {manifest.coordinates!r}; expected one of {known}")
+    if len(set(manifest.cameras)) != len(manifest.cameras):
+        raise BundleError(f"{where}: {MANIFEST_FILE} names a camera twice: {', '.join(manifest.cameras)}")
 
 
 def _check_spec(name: str, spec: GraphSpec, manifest: Manifest, where: str) -> None:

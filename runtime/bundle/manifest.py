@@ -22,23 +22,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from drivekd.chat import ChatFormat
+from drivekd.contract import Variable
 from drivekd.errors import BundleError
-from drivekd.images import ImageSettings, PatchSettings, TiledSettings
+from drivekd.images import PREPROCESSING_VERSION, ImageSettings, PatchSettings, TiledSettings
+from drivekd.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
-from .typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
-
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 DIGEST_FILE = "bundle.sha256"
 ENGINES_DIR = "engines"
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")  # of a graph or the embedding
 DIALECTS = ("gqa", "concat")  # ways to keep K/V, in the order in which onnxruntime on a CPU prefers them
-
-Variable: TypeAlias = str | int | float
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,9 @@ class EmbeddingSpec:
 
 @dataclass(frozen=True)
 class Generation:
-    """Defaults of decoding. max_new_tokens: per capability."""
+    """Defaults of decoding. max_new_tokens: of an answer, by capability."""
 
-    max_new_tokens: int
+    max_new_tokens: dict[str, int]
     end_of_turn_id: int
 
 
@@ -124,8 +122,11 @@ class Manifest:
     """prompts: one question template per capability, in order. variables: their default values. cameras: () = as given.
 
     precision: a label for people; each graph and the embedding state their own. dialects: of the decoders it has, best first.
-    source: where the weights came from: "kind" (run, lora or checkpoint) and, of a run, "training_sha256" of its config.
-    note: what whoever reads the answers must know, "" = nothing. graphs: "vision", "decoder.<dialect>".
+    source: where the weights came from: "kind" (run, lora or checkpoint) and, of a run, "training_sha256" of its config. note:
+    what whoever reads the answers must know, "" = nothing. graphs: "vision", "decoder.<dialect>". preprocessing:
+    drivekd.images.PREPROCESSING_VERSION of training and export. coordinates: how the training's records write tags,
+    "normalized", "pixel" or "none" (they have none); "" = not known. structured_instruction: text that training put behind a
+    question whose answer shall be JSON, "" = none. data: sha256 of the files that training learnt from, {} = not known.
     accuracy: rows of a quantized bundle's table on the evaluation set, beside the checkpoint. language: perplexity and agreement
     of a quantized bundle beside its fp32 graphs.
     """
@@ -136,12 +137,16 @@ class Manifest:
     dialects: tuple[str, ...]
     model: ModelInfo
     source: dict[str, str]
+    preprocessing: int
     images: ImageSettings | TiledSettings | PatchSettings
     chat: ChatFormat
     prompts: dict[str, str]
     variables: dict[str, Variable]
     cameras: tuple[str, ...]
     note: str
+    coordinates: str
+    structured_instruction: str
+    data: dict[str, str]
     generation: Generation
     graphs: dict[str, GraphSpec]
     embedding: EmbeddingSpec
@@ -168,6 +173,12 @@ def manifest_from_bytes(data: bytes, source: str) -> Manifest:
             "Export the checkpoint again with this version, or install the version that made the bundle."
         )
     try:
-        return dataclass_from_json(Manifest, value, MANIFEST_FILE)
+        manifest = dataclass_from_json(Manifest, value, MANIFEST_FILE)
     except TypedJsonError as error:
         raise BundleError(f"{source}: {error}") from error
+    if manifest.preprocessing != PREPROCESSING_VERSION:
+        raise BundleError(
+            f"{source}: {MANIFEST_FILE} says preprocessing {manifest.preprocessing}; this drivekd makes pixels by version "
+            f"{PREPROCESSING_VERSION}, which the model was not trained on. Use the drivekd that made the bundle, or train anew."
+        )
+    return manifest

@@ -18,9 +18,9 @@ from drivekd import __version__
 from drivekd.errors import BundleError
 from drivekd.files import LEFTOVER_AGE_S, remove_leftovers, write_whole
 from drivekd.log import logger
-from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 from drivekd.runtime.engine.backends import engine_identity
 from drivekd.runtime.session.model import StartedModel
+from drivekd.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
 from .golden import GOLDEN_FILE, Replay, replay_golden
 from .limits import MIN_AGREEMENT, MIN_COSINE

@@ -204,11 +204,11 @@ class _Step:
         kept = {name: image for name, image in images.items() if rung.cameras is None or name in rung.cameras}
         if images and not kept:
             raise RunnerError(f"it looks at {', '.join(rung.cameras or ())}; this frame has {', '.join(images)}")
-        limit = ask.max_new_tokens
         if rung.max_new_tokens is not None:
-            wanted = session.manifest.generation.max_new_tokens if limit is None else limit
-            limit = min(rung.max_new_tokens, wanted)
-        answers = session.answer_ask(kept, replace(ask, max_new_tokens=limit))
+            questions = ask.questions(session.manifest.prompts, session.variables)
+            wanted = ask.limits(session.manifest, questions)
+            ask = replace(ask, max_new_tokens={name: min(rung.max_new_tokens, tokens) for name, tokens in wanted.items()})
+        answers = session.answer_ask(kept, ask)
         self._backoff.succeeded()
         return answers
 

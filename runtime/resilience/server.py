@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from drivekd.contract import Variable
 from drivekd.errors import DrivekdError
 from drivekd.runtime.answers.answer import Answer
 from drivekd.runtime.answers.ask import Ask
-from drivekd.runtime.bundle.manifest import Manifest, Variable
+from drivekd.runtime.bundle.manifest import Manifest
 from drivekd.runtime.meters.health import Memory, memory_mb
 from drivekd.runtime.session.session import Session
 

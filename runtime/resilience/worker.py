@@ -18,12 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
+from drivekd.contract import Variable
 from drivekd.errors import BundleError, DrivekdError, RunnerError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
 from drivekd.runtime.answers.ask import Answering, Ask
 from drivekd.runtime.answers.deadline import Deadline
-from drivekd.runtime.bundle.manifest import Manifest, Variable
+from drivekd.runtime.bundle.manifest import Manifest
 from drivekd.runtime.load import load_bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
 

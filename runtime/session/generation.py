@@ -49,12 +49,12 @@ class Wanted:
     """What one call asks of the engines.
 
     ids: of each question by its name, with the tokens that its answer is known to begin with. branches: one a question, filled
-    while it is answered. max_new_tokens: of each. on_text(name, piece): told of new text.
+    while it is answered. limits: tokens that each may have. on_text(name, piece): told of new text.
     """
 
     ids: dict[str, list[int]]
     branches: list[Branch]
-    max_new_tokens: int
+    limits: tuple[int, ...]
     sampler: Sampler
     deadline: Deadline
     on_text: OnText | None = None
@@ -78,7 +78,8 @@ class Generation:
 
     def num_tokens(self, num_images: int, wanted: Wanted) -> int:
         """Of the longest branch at its end."""
-        return self.prefix.num_tokens(num_images) + max(map(len, wanted.ids.values())) + wanted.max_new_tokens
+        ends = [len(ids) + limit for ids, limit in zip(wanted.ids.values(), wanted.limits, strict=True)]
+        return self.prefix.num_tokens(num_images) + max(ends)
 
     def run(self, tiles: Mapping[str, RGBImage] | None, wanted: Wanted) -> None:
         """Fill the wanted branches; each has a finish_reason then. tiles: by camera, None = time ended before they were made.
@@ -102,7 +103,7 @@ class Generation:
         deadline, start_ms = wanted.deadline, wanted.deadline.elapsed_ms()
         questions = list(wanted.ids.values())
         try:
-            logits, cache = branch(self.decoder, prefix, questions, room=wanted.max_new_tokens, deadline=deadline)
+            logits, cache = branch(self.decoder, prefix, questions, room=wanted.limits, deadline=deadline)
         except DeadlineExpiredError:
             return _leave_unanswered(wanted)
         first_ms = deadline.elapsed_ms()
@@ -112,7 +113,7 @@ class Generation:
             logits,
             cache,
             stop_id=self.stop_id,
-            max_new_tokens=wanted.max_new_tokens,
+            max_new_tokens=wanted.limits,
             deadline=deadline,
             on_token=self._streams(wanted),
             branches=wanted.branches,

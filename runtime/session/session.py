@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from drivekd.contract import Variable
 from drivekd.errors import RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer, answer_fields, says_nothing
@@ -20,7 +21,7 @@ from drivekd.runtime.answers.cut_answers import structured_answer
 from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Grammars
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
-from drivekd.runtime.bundle.manifest import Manifest, Variable
+from drivekd.runtime.bundle.manifest import Manifest
 from drivekd.runtime.bundle.reader import Bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot
 
@@ -106,13 +107,13 @@ class Session(Answering):
         deadline = Deadline(ask.deadline_ms, ask.cancelled)
         self.timings_ms, self.counts = {}, {}
         questions = ask.questions(self.manifest.prompts, self.variables)
-        limit = self.manifest.generation.max_new_tokens if ask.max_new_tokens is None else ask.max_new_tokens
+        limits = tuple(ask.limits(self.manifest, questions).values())
         branches = [opened(self._grammars.constraint(name, tuple(images)) if ask.structured else None) for name in questions]
         ids = {
             name: [*self.model.prompts.suffix(text), *state.tokens]
             for (name, text), state in zip(questions.items(), branches, strict=True)
         }
-        wanted = Wanted(ids, branches, limit, Sampler(ask.sampling, tuple(ids)), deadline, ask.on_text)
+        wanted = Wanted(ids, branches, limits, Sampler(ask.sampling, tuple(ids)), deadline, ask.on_text)
         self._check_length(len(images), wanted)
         answers = self._answers(images, wanted)
         self.timings_ms["total"] = deadline.elapsed_ms()
@@ -128,7 +129,7 @@ class Session(Answering):
         longest = self._generation.num_tokens(num_images, wanted)
         if longest > limit:
             raise UsageError(
-                f"{num_images} images, the longest question and {wanted.max_new_tokens} new tokens make {longest} tokens; "
+                f"{num_images} images, a question and up to {max(wanted.limits)} new tokens make {longest} tokens; "
                 f"the model has {limit} positions. Ask with fewer cameras, a shorter question or fewer tokens."
             )
 

@@ -52,15 +52,17 @@ def branch(
     prefix: Cache,
     questions: Sequence[Sequence[int]],
     *,
-    room: int = ROOM,
+    room: int | Sequence[int] = ROOM,
     deadline: Deadline | None = None,
 ) -> tuple[Logits, Cache]:
     """Read each question [Q_i ids] after a copy of the one-row prefix. Returns logits [B, V] and a cache of B rows.
 
-    room: tokens that the answers will have. Raises DeadlineExpiredError between two engine calls, RunnerError.
+    room: tokens that the answers will have, or each of them. Raises DeadlineExpiredError between two engine calls, RunnerError.
     """
     assert prefix.batch == 1
-    copies = prefix.select([0] * len(questions), room=max(map(len, questions)) + room)
+    rooms = _each(room, len(questions))
+    longest = max(len(question) + more for question, more in zip(questions, rooms, strict=True))
+    copies = prefix.select([0] * len(questions), room=longest)
     return decoder.read(questions, copies, deadline)
 
 
@@ -70,7 +72,7 @@ def decode(
     cache: Cache,
     *,
     stop_id: int,
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     deadline: Deadline,
     on_token: Callable[[int, Branch], None],
     branches: list[Branch] | None = None,
@@ -78,16 +80,17 @@ def decode(
 ) -> list[Branch]:
     """Generate until every branch has ended, from the logits [B, V] that follow its question. With constraints they are spoilt.
 
-    max_new_tokens: after which an answer is cut; what the grammar forces behind the last of them is kept, it costs nothing.
-    on_token(index, branch) is called for every branch that has not ended, once a step and once more when it ends. branches: as
-    `opened` gives them, None = free text. sampler: None = greedy.
+    max_new_tokens: after which an answer is cut, of all or of each; what the grammar forces behind the last of them is kept, it
+    costs nothing. on_token(index, branch) is called for every branch that has not ended, once a step and once more when it ends.
+    branches: as `opened` gives them, None = free text. sampler: None = greedy.
     Raises RunnerError.
     """
     branches = [Branch() for _ in range(cache.batch)] if branches is None else branches
     sampler = Sampler() if sampler is None else sampler
     rows = list(range(cache.batch))  # branch of each row of the batch
+    limits = _each(max_new_tokens, cache.batch)
     while True:
-        _choose(sampler, logits, branches, rows, stop_id, max_new_tokens)
+        _choose(sampler, logits, branches, rows, stop_id, limits)
         _end(branches, rows, deadline.interruption(), deadline)
         for row in rows:
             on_token(row, branches[row])
@@ -116,7 +119,7 @@ def reads_ahead(num_tokens: int, num_rows: int) -> bool:
 
 
 def _choose(
-    sampler: Sampler, logits: Logits, branches: Sequence[Branch], rows: Sequence[int], stop_id: int, max_new_tokens: int
+    sampler: Sampler, logits: Logits, branches: Sequence[Branch], rows: Sequence[int], stop_id: int, limits: Sequence[int]
 ) -> None:
     """The next token of every row of the batch that has read all it has."""
     places = [place for place, row in enumerate(rows) if not branches[row].pending]
@@ -129,7 +132,12 @@ def _choose(
         masks=[branches[row].constraint for row in chosen_rows],
     )
     for row, token, logprob in zip(chosen_rows, tokens.tolist(), logprobs.tolist(), strict=True):
-        _append(branches[row], token, logprob, stop_id, max_new_tokens)
+        _append(branches[row], token, logprob, stop_id, limits[row])
+
+
+def _each(value: int | Sequence[int], count: int) -> Sequence[int]:
+    """One number for all, or one each."""
+    return [value] * count if isinstance(value, int) else value
 
 
 def _append(state: Branch, token: int, logprob: float, stop_id: int, max_new_tokens: int) -> None:

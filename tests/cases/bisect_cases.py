@@ -21,6 +21,7 @@ from drivekd.export.quantize.convert import GraphPlan, convert
 from drivekd.export.source.layer_recording import record_layers
 from drivekd.export.source.layer_values import LAYERS_FILE, layer_values_from_bytes
 from drivekd.export.source.source import Source, load_source
+from drivekd.images import PREPROCESSING_VERSION
 from drivekd.models.tiny import QWEN_SPECIAL_TOKENS, TinySize, build_tiny, build_tiny_qwen, train_tokenizer, write_checkpoint
 from drivekd.runtime.bundle.manifest import FORMAT_VERSION, EmbeddingSpec, FileEntry, Generation, Manifest
 from drivekd.runtime.bundle.reader import Bundle, digest_line
@@ -80,7 +81,11 @@ def write_bundle(source: Source, folder: Path) -> Bundle:
         variables=source.prompts.variables,
         cameras=(),
         note="",
-        generation=Generation(8, source.processor.prompts.end_of_turn_id),
+        preprocessing=PREPROCESSING_VERSION,
+        coordinates="",
+        structured_instruction="",
+        data={},
+        generation=Generation(dict.fromkeys(source.prompts.prompts, 8), source.processor.prompts.end_of_turn_id),
         graphs=graphs,
         embedding=EmbeddingSpec("fp32", 0),
         parity=(),

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from drivekd.export.graphs.graphs import write_graphs
 from drivekd.export.source.source import Source, load_source
+from drivekd.images import PREPROCESSING_VERSION
 from drivekd.runtime.bundle.manifest import DIALECTS, FORMAT_VERSION, EmbeddingSpec, Generation, GraphSpec, Manifest
 from drivekd.runtime.bundle.reader import Bundle
 
@@ -58,7 +59,11 @@ def bundle_of(source: Source, graphs: dict[str, GraphSpec], folder: Path) -> Bun
         variables=prompts.variables,
         cameras=prompts.cameras,
         note="",
-        generation=Generation(prompts.max_new_tokens, source.processor.prompts.end_of_turn_id),
+        preprocessing=PREPROCESSING_VERSION,
+        coordinates="",
+        structured_instruction="",
+        data={},
+        generation=Generation(prompts.budgets(), source.processor.prompts.end_of_turn_id),
         graphs=graphs,
         embedding=EmbeddingSpec("fp32", 0),
         parity=(),

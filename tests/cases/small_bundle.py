@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from drivekd.chat import ChatFormat
-from drivekd.images import ImageSettings
+from drivekd.images import PREPROCESSING_VERSION, ImageSettings
 from drivekd.runtime.bundle.manifest import (
     FORMAT_VERSION,
     EmbeddingSpec,
@@ -137,7 +137,11 @@ def small_manifest(files: dict[str, bytes]) -> Manifest:
         variables={"ego_speed_mps": 8},
         cameras=("CAM_FRONT",),
         note="",
-        generation=Generation(4, 5),
+        preprocessing=PREPROCESSING_VERSION,
+        coordinates="",
+        structured_instruction="",
+        data={},
+        generation=Generation({"planning": 4}, 5),
         graphs={"vision": VISION, "decoder.concat": DECODER},
         embedding=EmbeddingSpec("fp32", 0),
         accuracy=(),

@@ -5,7 +5,7 @@ checkpoints/step-N
     trained.safetensors                                   what trains, by name: the base is not written again
     weight_scales.safetensors, trained.safetensors        with student.quantization: the scales that were computed with (see
                                                           drivekd/quantization/scales.py); their logarithms, which train
-    prompts.json                                          the questions an exported bundle asks by default
+    contract.json                                         what eval, export and car hold themselves to; see drivekd/contract.py
     optimizer.safetensors                                 AdamW's moments by parameter name
     training_state.json                                   TrainingState, the validations so far in it
 final/ and best/ are made by `write_student`: a whole model, adapters merged, and with LoRA adapter/ besides, in peft's layout.
@@ -25,20 +25,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from drivekd.config import PromptsConfig, StudentConfig
+from drivekd.config import StudentConfig
+from drivekd.contract import Contract, write_contract
 from drivekd.distill.training.sharding import placed
 from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest, remove_leftovers, whole_directory, write_whole_json
-from drivekd.hf_checkpoint import CAMERA_FILE, Checkpoint
+from drivekd.hf_checkpoint import Checkpoint, write_processor
 from drivekd.log import logger
 from drivekd.models import load_model
-from drivekd.processor import INTERNVL
+from drivekd.processor import QWEN2_5_VL
 from drivekd.quantization.form import WeightForm
 from drivekd.quantization.linears import HEAD
 from drivekd.quantization.scales import write_scales
-from drivekd.sample import CAPABILITIES
 
 from .optimizer import OPTIMIZER_FILE, is_scale
 
@@ -65,6 +65,7 @@ class Validations:
 
 STATE_FILE = "training_state.json"
 TRAINED_FILE = "trained.safetensors"
+LICENSE_NAMES = ("LICENSE", "NOTICE")  # what their names begin with; a derived model keeps them
 _STEP_NAME = re.compile(r"step-(\d+)")
 
 
@@ -79,8 +80,7 @@ class SavedStudent:
     trained: Mapping[str, Tensor]
     source: Checkpoint
     config: StudentConfig
-    prompts: PromptsConfig
-    tiles: str = "1x1"
+    contract: Contract
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     forms: Mapping[str, WeightForm] = field(default_factory=dict)
 
@@ -113,15 +113,12 @@ class TrainingState:
 
 
 def write_student(directory: Path, student: SavedStudent) -> None:
-    """Write a whole model, processor files and prompts into an existing directory; what `drivekd export` and `eval` take.
+    """Write a whole model, processor files and contract into an existing directory; what `drivekd export` and `eval` take.
 
     With LoRA the base is read again: what is merged into is the checkpoint that training started from, in fp32. What trains is
     written as its masters; with their scales they are rounded to the very weights that training computed with.
     """
-    _copy_processor_files(student.source.path, directory)
-    if student.source.model_type == INTERNVL:
-        write_whole_json(directory / CAMERA_FILE, {"tiles": student.tiles})
-    write_whole_json(directory / "prompts.json", _prompts(student.prompts))
+    _write_small_files(directory, student)
     if student.scales:
         write_scales(directory, student.scales, student.forms)
     lora = student.config.lora
@@ -134,6 +131,7 @@ def write_student(directory: Path, student: SavedStudent) -> None:
     base.save_pretrained(directory)
     if student.config.train == ["language_model"]:
         write_adapter(directory / "adapter", student.model, lora, student.source.path, student.trained)
+        write_contract(directory / "adapter", student.contract)
         if student.scales:  # of the merged weights, which is what an export makes of an adapter
             write_scales(directory / "adapter", student.scales, student.forms)
     else:
@@ -152,6 +150,7 @@ def write_checkpoint(directory: Path, student: SavedStudent, moments: Mapping[st
                 save_file(_savable(student.log_scales), temporary / TRAINED_FILE)
         else:
             save_file(_savable(student.trained), temporary / TRAINED_FILE)
+            write_contract(temporary, student.contract)
         save_file(_savable(moments), temporary / OPTIMIZER_FILE)
         digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
         write_whole_json(temporary / STATE_FILE, asdict(state) | {"files": digests})
@@ -205,16 +204,17 @@ def _frozen(student: SavedStudent) -> dict[str, Tensor]:
     return {name: value for name, value in names.items() if not (tied and name == f"{HEAD}.weight")}
 
 
-def _copy_processor_files(source: Path, directory: Path) -> None:
-    for path in source.iterdir():
-        ours = path.name in (STATE_FILE, "prompts.json", "validation.json") or path.name.endswith(".index.json")
-        if path.suffix in (".json", ".jinja", ".txt") and not ours:
+def _write_small_files(directory: Path, student: SavedStudent) -> None:
+    """All but weights and config.json. Tile and tiles are those that were trained with, whatever the source says."""
+    contract = student.contract
+    if contract.family == QWEN2_5_VL:
+        write_processor(student.source, directory, camera_size_px=contract.tile_px)
+    else:
+        write_processor(student.source, directory, tiles=contract.tiles)
+    for path in student.source.path.iterdir():
+        if path.name.startswith(LICENSE_NAMES) and path.is_file():
             shutil.copyfile(path, directory / path.name)
-
-
-def _prompts(prompts: PromptsConfig) -> dict[str, object]:
-    values = prompts.model_dump()
-    return {"prompts": {name: values[name] for name in CAPABILITIES}, "variables": values["variables"], "note": prompts.note}
+    write_contract(directory, contract)
 
 
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

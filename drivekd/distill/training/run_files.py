@@ -107,7 +107,7 @@ class RunFiles:
         self._write_student(self.out / "best", {"step": validations.best_step, "validation_loss": validations.best})
 
     def _write_student(self, path: Path, validation: Mapping[str, Any]) -> None:
-        student: SavedStudent = self._trainer.saved_student()
+        student: SavedStudent = self._trainer.saved_student(self._inputs)
         with self._trainer.parallel.agreed():
             if self._writes:
                 with whole_directory(path) as directory:

@@ -20,6 +20,7 @@ from drivekd.distill.training.checkpoint import Validations, newest_checkpoint, 
 from drivekd.distill.training.memory import advice, is_out_of_memory, smaller_settings
 from drivekd.distill.training.parallel import resolve_device
 from drivekd.distill.training.resume import check_inputs, input_digests, input_files
+from drivekd.distill.training.run_contract import check_same_contract, in_order, settled_cameras
 from drivekd.distill.training.run_files import RunFiles
 from drivekd.distill.training.trainer import Trainer, TrainingSamples
 from drivekd.errors import ConfigError, DataError, DrivekdError, TrainingError
@@ -53,6 +54,8 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> TrainingSumm
         check_inputs(newest_checkpoint(out / "checkpoints")[1].inputs, inputs, input_files(config))
     with _explained(config, out):
         trainer = Trainer(config, samples)
+    if resume:
+        check_same_contract(newest_checkpoint(out / "checkpoints")[0], trainer.contract)
     validations = trainer.resume(out / "checkpoints").validations if resume else Validations()
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -66,7 +69,10 @@ def train(config: RunConfig, out: Path, *, resume: bool = False) -> TrainingSumm
 
 
 def read_training_samples(config: RunConfig) -> TrainingSamples:
-    """Read every data file of a configuration. Raises DataError naming file and record."""
+    """Read every data file of a configuration, and put each record's pictures into the run's order of cameras.
+
+    Raises DataError naming file and record, ConfigError where data.cameras or the models want other orders.
+    """
     root = config.data.image_root
     wanted = set(config.data.capabilities)
 
@@ -83,10 +89,14 @@ def read_training_samples(config: RunConfig) -> TrainingSamples:
     if config.data.unlabelled and not used:
         logger.warning("data.unlabelled is not used: training.unlabelled_batch_size is 0")
     unlabelled = read("data.unlabelled", used, taught, unlabelled=True)
+    labelled = read("data.train", config.data.train, wanted)
+    validation = read("data.validation", [config.data.validation] if config.data.validation else [], wanted)
+    cameras = settled_cameras(config, [*labelled, *unlabelled, *validation])
     return TrainingSamples(
-        labelled=read("data.train", config.data.train, wanted),
-        unlabelled=[replace(sample, answer=None) for sample in unlabelled],  # an answer here must not be learnt from
-        validation=read("data.validation", [config.data.validation] if config.data.validation else [], wanted),
+        labelled=in_order(labelled, cameras),
+        unlabelled=[replace(sample, answer=None) for sample in in_order(unlabelled, cameras)],  # not to be learnt from
+        validation=in_order(validation, cameras),
+        cameras=cameras,
     )
 
 

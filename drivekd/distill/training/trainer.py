@@ -37,6 +37,7 @@ from drivekd.distill.training.gradients import GradientRows
 from drivekd.distill.training.objectives import Objectives, StepSize
 from drivekd.distill.training.optimizer import adamw, is_scale, learning_rate, optimizer_tensors, restore_optimizer
 from drivekd.distill.training.parallel import Turn, join, resolve_device
+from drivekd.distill.training.run_contract import run_contract, with_data
 from drivekd.distill.training.sharding import gathered, place, whole_number
 from drivekd.distill.training.student import load_student, seed_dropout
 from drivekd.distill.weighting import CE, DynamicSettings, weighting_for
@@ -54,11 +55,13 @@ _TOKENS = "tokens"  # counted beside the losses
 
 @dataclass(frozen=True)
 class TrainingSamples:
-    """What a run learns from: labelled and unlabelled samples, and the ones its loss is validated on."""
+    """What a run learns from: labelled and unlabelled samples, and the ones its loss is validated on; their pictures are in the
+    order of `cameras`, () where nothing names them."""
 
     labelled: list[Sample]
     unlabelled: list[Sample]
     validation: list[Sample]
+    cameras: tuple[str, ...] = ()
 
 
 class Trainer:
@@ -66,7 +69,8 @@ class Trainer:
 
     checkpoint (what the student starts from), student, teachers, features, names (trainable parameter -> its name), rows,
     gradients, objectives, optimizer, rounding (None without student.quantization); samples, labelled, unlabelled (streams of
-    packs), collate; caches, parallel, placement, device; steps_done.
+    packs), collate; contract (what the student's files promise, but for the digests of its data); caches, parallel, placement,
+    device; steps_done.
     """
 
     def __init__(self, config: RunConfig, samples: TrainingSamples) -> None:
@@ -97,6 +101,8 @@ class Trainer:
         )
         self.student, self.collate, self.names = loaded.model, loaded.collate, loaded.names
         self.rounding = loaded.rounding
+        positions, known = self.student.config.text_config.max_position_embeddings, self.samples
+        self.contract = run_contract(config, self.collate, positions, known.cameras, [*known.labelled, *known.validation])
         self.caches = Caches(config, self.collate, writer=self.parallel.rank)
         towers = Towers(self.collate, self.caches.vision_store, cache_bytes=config.cache.memory_mb << 20)
         self.features = (
@@ -309,20 +315,22 @@ class Trainer:
         self.student.train()
         return self.parallel.sums([total])[0] / len(samples)
 
-    def saved_student(self) -> SavedStudent:
-        """What the student's files are made from. All processes call it; the main one has the tensors."""
+    def saved_student(self, inputs: Mapping[str, str] | None = None) -> SavedStudent:
+        """What the student's files are made from. All processes call it; the main one has the tensors.
+
+        inputs: digests of what the run learns from, by key.
+        """
         weights = {name: parameter.detach() for parameter, name in self.names.items()}
         trained = gathered(weights, keep=self.parallel.is_main)
         scales, forms = dict[str, Tensor](), dict[str, WeightForm]()
         if self.rounding is not None:
             scales, forms = self.rounding.scales(trained, self.names, self.device), self.rounding.forms
-        tiles = str(self.collate.processor.images.tiling)
-        settings = self.config.student, self.config.prompts, tiles
-        return SavedStudent(self.student, trained, self.checkpoint, *settings, scales, forms)
+        contract = with_data(self.contract, inputs or {})
+        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, contract, scales, forms)
 
     def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
         """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""
-        student = self.saved_student()
+        student = self.saved_student(inputs)
         moments = gathered(optimizer_tensors(self.optimizer, self.names), keep=self.parallel.is_main)
         state = TrainingState(
             step=self.steps_done,

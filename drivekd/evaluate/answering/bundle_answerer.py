@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from drivekd.answered import Given
+from drivekd.camera_order import camera_names, named_sample
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime import Answer, Manifest, Session, load_bundle, read_bundle
+from drivekd.runtime import Answer, Session, load_bundle, read_bundle
 from drivekd.sample import CAMERAS, Sample
 
 from .answerer import AnswererSettings, OnAnswer
 from .budgets import Budgets
 from .pictures import CLEAN, PictureReader, Pictures
-
-_CAMERA = re.compile("|".join(rf"{camera}(?![A-Z_]*[A-Z])" for camera in CAMERAS))
 
 
 class BundleAnswerer:
@@ -26,12 +25,15 @@ class BundleAnswerer:
     def __init__(self, bundle: Path, settings: AnswererSettings) -> None:
         opened = read_bundle(bundle, defer=True)
         self.name, self.digest = str(bundle), opened.digest
-        self.budgets = Budgets.chosen(settings.max_new_tokens, _budgets(opened.manifest), "the bundle's manifest")
+        budgets = opened.manifest.generation.max_new_tokens
+        self.budgets = Budgets.chosen(settings.max_new_tokens, budgets, "the bundle's manifest")
+        self._cameras = opened.manifest.cameras
         self._bundle, self._settings = bundle, settings
 
     def answers(self, samples: Sequence[Sample], *, pictures: Pictures = CLEAN, on_answer: OnAnswer | None = None) -> list[Given]:
         """As Answerer says."""
         found: dict[int, Given] = {}
+        samples = [with_cameras(sample, self._cameras) for sample in samples]
         frames = _frames(samples, pictures)
         with (
             load_bundle(
@@ -40,7 +42,7 @@ class BundleAnswerer:
             PictureReader(pictures, lambda image: image) as reader,
         ):
             for places, following in zip(frames, [*frames[1:], []], strict=True):
-                frame = _taken(reader, samples[places[0]], [samples[i] for i in following[:1]], pictures, session.cameras)
+                frame = _taken(reader, samples[places[0]], [samples[i] for i in following[:1]], pictures)
                 for i in places:
                     found[i] = self._answered(session, frame, samples[i])
                     if on_answer is not None:
@@ -66,14 +68,14 @@ def _frames(samples: Sequence[Sample], pictures: Pictures) -> list[list[int]]:
 
 
 def _taken(
-    reader: PictureReader[RGBImage], sample: Sample, following: Sequence[Sample], pictures: Pictures, cameras: Sequence[str]
+    reader: PictureReader[RGBImage], sample: Sample, following: Sequence[Sample], pictures: Pictures
 ) -> dict[str, RGBImage]:
     """A frame's pictures by camera, while the following one's are being read."""
     for one in (sample, *following):
         reader.begin(one)
     keys = pictures.keys(sample)
     images = {key: reader.take(key) for key in dict.fromkeys(keys)}
-    return {name: images[key] for name, key in zip(camera_names(sample, cameras), keys, strict=True)}
+    return {name: images[key] for name, key in zip(sample.cameras, keys, strict=True)}
 
 
 def given(answer: Answer) -> Given:
@@ -83,23 +85,13 @@ def given(answer: Answer) -> Given:
     return Given(answer.text, "stop" if reason == "stop" else "length", answer.tokens, chosen)
 
 
-def _budgets(manifest: Manifest) -> dict[str, int]:
-    return dict.fromkeys(manifest.prompts, manifest.generation.max_new_tokens)
+def with_cameras(sample: Sample, cameras: Sequence[str]) -> Sample:
+    """The sample with its cameras named, in the order of the bundle's. A bundle without cameras knows none: then the record's own
+    names, else those of one camera or of six.
 
-
-def camera_names(sample: Sample, cameras: Sequence[str]) -> tuple[str, ...]:
-    """Which camera took each image: named in its path (.../CAM_BACK/x.jpg), else the bundle's cameras in their order.
-
-    Raises DataError when neither tells.
+    Raises DataError when nothing tells, or a camera is none of the bundle's.
     """
-    found = [_CAMERA.findall(str(path)) for path in sample.images]
-    names = tuple(matches[-1] for matches in found if matches)
-    if len(names) == len(set(names)) == len(sample.images):
-        return names
-    known = tuple(cameras) or (CAMERAS if len(sample.images) == len(CAMERAS) else CAMERAS[:1])
-    if len(known) != len(sample.images):
-        raise DataError(
-            f"{sample.source}: images: cannot tell the cameras of {len(sample.images)} images; "
-            f"expected their names in the paths, or as many images as the bundle has cameras ({len(known)})"
-        )
-    return known
+    if cameras:
+        return named_sample(sample, cameras)
+    known = CAMERAS if len(sample.images) == len(CAMERAS) else CAMERAS[:1]
+    return replace(sample, cameras=names) if (names := camera_names(sample)) else named_sample(sample, known)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from drivekd.contract import CONTRACT_FILE
 from drivekd.errors import UsageError
 from drivekd.files import checkpoint_digest
 from drivekd.hf_checkpoint import Checkpoint, load_processor
@@ -30,7 +31,7 @@ def checkpoint_answerer(checkpoint: Path | Checkpoint, settings: AnswererSetting
     """Load a checkpoint of any family to answer. Raises CheckpointError, UsageError (no such device)."""
     checkpoint = Checkpoint.open(checkpoint)
     device, dtype = resolve_device(settings.device), DTYPES[settings.precision]
-    processor = load_processor(checkpoint)
+    processor, contract = load_processor(checkpoint), checkpoint.contract
     name = str(checkpoint.path)
     scales, forms = read_scales(checkpoint.path)
     model = load_model(checkpoint, dtype=torch.float32 if forms else dtype).eval()
@@ -38,10 +39,12 @@ def checkpoint_answerer(checkpoint: Path | Checkpoint, settings: AnswererSetting
         check_scales(checkpoint.path, scales, forms, linear_layers(model))
         round_model(model, scales, forms)
         name += f" ({told(forms.values())})"
+    known = contract.max_new_tokens if contract else {}
     return ModelAnswerer(
         model.to(device, dtype),
         processor,
-        Budgets.chosen(settings.max_new_tokens, {}, str(checkpoint.path)),
+        Budgets.chosen(settings.max_new_tokens, known, str(checkpoint.path / CONTRACT_FILE)),
+        cameras=contract.cameras if contract else (),
         batch_size=settings.batch_size,
         name=name,
         digest=checkpoint_digest(checkpoint.path),

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drivekd.answered import Given
+from drivekd.camera_order import named_sample
 from drivekd.errors import DataError, RunnerError, UsageError
 from drivekd.images import PixelValues, RGBImage
 from drivekd.models import encode_images
@@ -62,7 +63,8 @@ class Frame:
 class ModelAnswerer:
     """Greedy answers of a model of any family, which lies on its device already.
 
-    batch_size: questions that are decoded at once. form: None = free text.
+    batch_size: questions that are decoded at once. cameras: in the order that the model was trained with; pictures are shown in
+    it, by name, () = as they come. form: None = free text.
     """
 
     def __init__(
@@ -72,19 +74,21 @@ class ModelAnswerer:
         budgets: Budgets,
         *,
         batch_size: int,
+        cameras: Sequence[str] = (),
         name: str = "",
         digest: str = "",
         form: Form | None = None,
     ) -> None:
         self.name, self.digest, self.budgets = name, digest, budgets
         self._model, self._processor, self._form = model, processor, form
-        self._batch_size = batch_size
+        self._batch_size, self._cameras = batch_size, tuple(cameras)
         self._max_positions = int(model.config.text_config.max_position_embeddings)
 
     @torch.inference_mode()
     def answers(self, samples: Sequence[Sample], *, pictures: Pictures = CLEAN, on_answer: OnAnswer | None = None) -> list[Given]:
         """As Answerer says. Raises RunnerError when the device has no memory for a batch."""
         found: dict[int, Given] = {}
+        samples = [named_sample(sample, self._cameras) for sample in samples]
         groups = list(self._groups(samples, pictures))
         with PictureReader(pictures, self._pixel_values) as reader:
             kept = _Embeddings(self._model, reader, samples, self._batch_size)

@@ -15,7 +15,7 @@ from drivekd.answered import Given
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, evaluate, write_report
 from drivekd.evaluate.answering import CLEAN, Budgets, OnAnswer, Pictures, open_answerer
-from drivekd.evaluate.answering.bundle_answerer import camera_names
+from drivekd.evaluate.answering.bundle_answerer import with_cameras
 from drivekd.sample import AnswerForm, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
@@ -205,17 +205,18 @@ def test_a_folder_that_is_neither_bundle_nor_checkpoint_is_a_usage_error(tmp_pat
     [
         (("samples/CAM_BACK/1.jpg", "x__CAM_FRONT_LEFT__2.jpg"), (), ("CAM_BACK", "CAM_FRONT_LEFT")),
         (("a.jpg",), (), ("CAM_FRONT",)),
+        (("CAM_BACK/1.jpg", "CAM_FRONT/2.jpg"), ("CAM_FRONT", "CAM_BACK"), ("CAM_FRONT", "CAM_BACK")),
         (("a.jpg", "b.jpg"), ("CAM_FRONT", "CAM_BACK"), ("CAM_FRONT", "CAM_BACK")),
         (("a.jpg", "CAM_BACK/b.jpg"), ("CAM_FRONT", "CAM_BACK"), ("CAM_FRONT", "CAM_BACK")),
     ],
 )
 def test_camera_names(paths: tuple[str, ...], cameras: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    assert camera_names(Sample("f", "planning", "q", "a", tuple(map(Path, paths))), cameras) == expected
+    assert with_cameras(Sample("f", "planning", "q", "a", tuple(map(Path, paths))), cameras).cameras == expected
 
 
 def test_unknown_cameras_are_refused() -> None:
     with pytest.raises(DataError, match="cannot tell the cameras of 2 images"):
-        camera_names(Sample("f", "planning", "q", "a", (Path("a.jpg"), Path("b.jpg"))), ())
+        with_cameras(Sample("f", "planning", "q", "a", (Path("a.jpg"), Path("b.jpg"))), ())
 
 
 @pytest.mark.e2e

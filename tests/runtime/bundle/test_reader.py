@@ -115,7 +115,7 @@ def test_an_absurd_size_is_refused_before_reading(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda m: m.update(format_version=2), r"bundle format 2; this drivekd reads format 3"),
+        (lambda m: m.update(format_version=2), r"bundle format 2; this drivekd reads format 4"),
         (lambda m: m.pop("chat"), r"key 'chat' is missing"),
         (lambda m: m.update(colour="red"), r"unknown key 'colour'"),
         (lambda m: m["model"].update(num_layers=True), r"manifest\.json\.model\.num_layers: expected int, found True"),

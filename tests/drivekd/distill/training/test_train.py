@@ -12,6 +12,7 @@ from train_cases import LENGTH, STEPS, configured, leftovers, names, scalars
 from transformers import InternVLForConditionalGeneration
 
 from drivekd.config import load_config
+from drivekd.contract import read_contract
 from drivekd.distill.dry_run.plan import dry_run
 from drivekd.distill.training.train import train
 from drivekd.files import versions
@@ -61,7 +62,10 @@ def test_final_is_the_last_checkpoint_and_others_read_it(tiny_run: TinyRun, unin
     assert all(torch.equal(theirs[name], value) for name, value in last.items())
     ours, students = load_processor(final), load_processor(tiny_run.student)
     assert (ours.chat, ours.images) == (students.chat, students.images)
-    assert set(json.loads((final / "prompts.json").read_text())["prompts"]) == set(CAPABILITIES)
+    contract = read_contract(final)
+    assert contract is not None
+    assert set(contract.prompts) == set(contract.max_new_tokens) == set(CAPABILITIES)
+    assert contract == read_contract(uninterrupted / "checkpoints" / f"step-{STEPS}")
     assert load_config(final / "config.yaml") == load_config(uninterrupted / "config.yaml")
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drivekd.images import ImageSettings, PatchSettings
-from drivekd.runtime.bundle.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
+from drivekd.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
 
 
 @dataclass(frozen=True)
