@@ -8,7 +8,8 @@
     ├── TrainingError       training cannot go on (NaN, out of memory)
     ├── ExportError         a graph could not be made, or its parity failed
     ├── BundleError         a bundle is incomplete, changed or not for this machine
-    └── RunnerError         an inference engine refused or failed
+    ├── RunnerError         an inference engine refused or failed
+    └── JudgeError          the endpoint that judges answers refused, or left questions unjudged
 
 A message says what was expected, what was found, where, and what to do.
 """
@@ -52,3 +53,7 @@ class BundleError(DrivekdError):
 
 class RunnerError(DrivekdError):
     """An inference engine refused to start or failed."""
+
+
+class JudgeError(DrivekdError):
+    """The endpoint that judges answers refused, or left questions unjudged."""

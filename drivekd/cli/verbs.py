@@ -47,6 +47,12 @@ ExportOverrides = Annotated[
         help="A setting, such as calibration=FILE; all: docs/export.md.",
     ),
 ]
+JudgeOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="A setting: endpoint=URL, model=NAME, key_env=VARIABLE; all: docs/judging.md."
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
 PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
 Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
@@ -212,6 +218,22 @@ def evaluate(
 
     report = evaluate_file(model, file, out, reference=reference, black=black)
     _print_table(f"{model} on {file}", *report)
+
+
+@app.command()
+def judge(
+    folder: Annotated[Path, typer.Argument(metavar="EVAL_DIR", help="An evaluation's folder, with predictions.jsonl.")],
+    overrides: JudgeOverrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Calls, tokens, cost and the first prompts; asks nobody.")] = False,
+) -> None:
+    """Marks from 0 to 100 by a language model, in columns of their own; what was judged is kept."""
+    from drivekd.evaluate.judge.command import dry_run_command, judge_command
+    from drivekd.evaluate.judge.settings import judge_settings
+
+    settings = judge_settings(overrides or ())
+    if dry_run:
+        return dry_run_command(folder, settings, show=_print_table, say=typer.echo)
+    judge_command(folder, settings, show=_print_table, say=_talk)
 
 
 @app.command()

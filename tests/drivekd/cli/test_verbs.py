@@ -29,6 +29,7 @@ SURFACE = {
     "train": (["CONFIG"], ["--dry-run", "--out", "--resume", "--set"]),
     "analyze": (["CONFIG"], ["--out", "--set"]),
     "eval": (["MODEL"], ["--black", "--data", "--out", "--reference"]),
+    "judge": (["FOLDER"], ["--dry-run", "--set"]),
     "export": (["SOURCE"], ["--checkpoint", "--kit", "--out", "--precision", "--set", "--sign", "--trt"]),
     "check": (["BUNDLE"], ["--bisect", "--expect-digest", "--outputs", "--public-key", "--verbose"]),
     "doctor": ([], ["--ros"]),
