@@ -36,9 +36,29 @@ class Tag:
 
 def coordinate_style(texts: Iterable[str]) -> CoordinateStyle:
     """How one writer writes its tags: "pixel" when x and y both exceed 1 in more than half of them. texts: all there are."""
-    pairs = [(float(m[3]), float(m[4])) for text in texts for m in _TAG.finditer(text)]
-    num_large = sum(x > 1 and y > 1 for x, y in pairs)
-    return "pixel" if 2 * num_large > len(pairs) else "normalized"
+    vote = StyleVote()
+    vote.add(*texts)
+    return vote.style
+
+
+class StyleVote:
+    """coordinate_style of texts that come one by one."""
+
+    def __init__(self) -> None:
+        self._tags = self._large = 0
+
+    def add(self, *texts: str) -> None:
+        """Count the tags of texts of the writer."""
+        for text in texts:
+            if "<" in text:
+                for match in _TAG.finditer(text):
+                    self._tags += 1
+                    self._large += float(match[3]) > 1 and float(match[4]) > 1
+
+    @property
+    def style(self) -> CoordinateStyle:
+        """Of what was added so far."""
+        return "pixel" if 2 * self._large > self._tags else "normalized"
 
 
 def has_tags(text: str) -> bool:
@@ -71,6 +91,17 @@ def normalize_tags(text: str, style: CoordinateStyle) -> str:
         return f"<{tag.object_id},{tag.camera},{tag.x:.4f},{tag.y:.4f}>" if _is_good(tag, CAMERAS) else match.group()
 
     return _TAG.sub(rewrite, text) if style == "pixel" else text
+
+
+def pixel_tags(text: str) -> str:
+    """`text` with its well-formed normalised tags written in pixels (one decimal, as DriveLM's); all else verbatim."""
+
+    def rewrite(match: re.Match[str]) -> str:
+        tag = _tag_from_match(match, "normalized")
+        pixels = f"{tag.x * FRAME_WIDTH_PX:.1f},{tag.y * FRAME_HEIGHT_PX:.1f}"
+        return f"<{tag.object_id},{tag.camera},{pixels}>" if _is_good(tag, CAMERAS) else match.group()
+
+    return _TAG.sub(rewrite, text)
 
 
 def without_tags(text: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.distill.models import WORDS, BenchmarkFolder, Recipe, write_models
-from drivekd.data.convert import convert_file
+from drivekd.data.writers.convert import convert_file
 from drivekd.hf_checkpoint import load_processor
 from drivekd.sample import CAMERAS, CAPABILITIES
 
@@ -77,7 +77,7 @@ def _made_up_frames(folder: BenchmarkFolder, recipe: Recipe) -> list[Record]:
 def _drivelm_frames(folder: BenchmarkFolder, recipe: Recipe) -> list[Record]:
     """Real questions and answers; `num_frames` frames, `questions` of each. Images that are not there become noise."""
     assert recipe.drivelm is not None
-    convert_file(recipe.drivelm, folder.frames, format="drivelm")
+    convert_file(recipe.drivelm, folder.frames)
     frames: dict[str, list[Record]] = {}
     for record in json.loads(folder.frames.read_text()):
         if len(record["messages"]) == 2:  # labelled

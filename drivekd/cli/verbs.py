@@ -133,7 +133,7 @@ def validate(
     image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths.")] = None,
 ) -> None:
     """Check every record and image of a file; names each fault by file and record."""
-    from drivekd.data.validate import validate_file
+    from drivekd.data.checks.validate import validate_file
 
     report = validate_file(file, image_root=image_root)
     for warning in report.warnings:
@@ -150,16 +150,16 @@ def convert(
     image_root: Annotated[Path | None, typer.Option(help="Folder that the file's image paths start from.")] = None,
 ) -> None:
     """Convert DriveLM-nuScenes or DriveBench to the Drive-KD format."""
-    from drivekd.data.convert import convert_file
+    from drivekd.data.writers.convert import convert_file
 
-    report = convert_file(source, out, format="auto", image_root=image_root)
+    report = convert_file(source, out, image_root=image_root)
     _print_table(str(out), ["", ""], [[str(cell) for cell in row] for row in report.rows])
 
 
 @data.command()
 def overlap(first: Path, second: Path) -> None:
     """Scenes, frames and images that two files share: a leak when one trains and the other scores."""
-    from drivekd.data.overlap import overlap as find_overlap
+    from drivekd.data.checks.overlap import overlap as find_overlap
 
     report = find_overlap(first, second)
     _print_table("shared", ["", ""], [[str(cell) for cell in row] for row in report.rows])

@@ -7,6 +7,12 @@ import re
 from drivekd.sample import AnswerForm
 
 _LETTERS = "ABCDEFGH"
+_AND = r"\s*(?:,\s*and\b|,\s*or\b|,|;|/|&|\+|\band\b|\bor\b)\s*"
+_ONE = r"[({\[]?[A-H][.)\]}]?"
+# "A, C", "A and C.", "Final: {A, C}": letters up to the end of the sentence, so that "B, A car is there" is B alone
+_SEVERAL = re.compile(
+    rf"\s*(?:(?i:final(?:\s+answers?)?|answers?|options?)\s*:?\s*)?({_ONE}(?:{_AND}{_ONE})+)\s*(?:[.,;:}}\])]|$|\n|\b(?:are|apply)\b)"
+)
 # The word ends there: "No." and "Yes, two cars." are answers, DriveLM's "No entry." and "No such action ..." are not.
 _YES_OR_NO = re.compile(r"\s*(?:yes|no)\s*(?:[.,;:!]|$)", re.IGNORECASE)
 
@@ -46,8 +52,24 @@ def _option_starts(text: str) -> list[tuple[int, int]]:
     return starts
 
 
+def several_letters(question: str, answer: str | None) -> tuple[str, ...]:
+    """The options that an answer states when it states more than one, as "A, C" does; else ().
+
+    >>> several_letters("Which apply? A. Red. B. Green. C. Off.", "A, C")
+    ('A', 'C')
+    >>> several_letters("Which way? A. Left. B. Right.", "B, A car is there.")
+    ()
+    """
+    match = _SEVERAL.match(answer or "")
+    if match is None:
+        return ()
+    letters = tuple(dict.fromkeys(re.findall(r"[A-H]", match[1])))
+    return letters if len(letters) > 1 and options(question) else ()
+
+
 def infer_answer_form(question: str, answer: str | None) -> AnswerForm:
-    """choice when the question offers options, yesno when the answer is a yes or no, else open."""
+    """choice when the question offers options of which the answer states not several, yesno when the answer is a yes or no, else
+    open."""
     if options(question):
-        return "choice"
+        return "open" if several_letters(question, answer) else "choice"
     return "yesno" if answer is not None and _YES_OR_NO.match(answer) else "open"

@@ -2,8 +2,8 @@
 
 B packs, S tokens, R rows and C columns of a map, N gradient rows (cross-entropy's, and one for each capability with a teacher)
 
-1. Records. drivekd/data/readers.py::read_samples: a file -> samples; drivekd/data/packs.py::frame_packs: questions about one
-   frame become one pack; drivekd/data/batch.py::Collator: packs -> ids [B, S], masks, pictures.
+1. Records. drivekd/data/readers/sample_file.py::read_samples: a file -> samples; drivekd/data/packs.py::frame_packs: questions
+   about one frame become one pack; drivekd/data/batch.py::Collator: packs -> ids [B, S], masks, pictures.
 2. Teachers' signals. drivekd/distill/teachers/teachers.py::Teachers.targets: a batch -> for each capability one map [B, R, C] a
    student layer, each the mean of the teacher layers that drivekd/distill/signals.py::group_layers gives it.
 3. Losses. drivekd/distill/training/objectives.py::Objectives.losses: the student on the same batch -> {row: scalar}, of

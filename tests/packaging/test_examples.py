@@ -15,6 +15,8 @@ from places import ROOT
 
 PURE = (
     "drivekd.data.answer_forms.options",
+    "drivekd.data.answer_forms.several_letters",
+    "drivekd.data.readers.pictures.cameras_of",
     "drivekd.data.traces.traces_of",
     "drivekd.distill.losses.cross_entropy_per_sample",
     "drivekd.distill.losses.full_map_mse",

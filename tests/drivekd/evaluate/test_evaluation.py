@@ -222,7 +222,7 @@ def test_unknown_cameras_are_refused() -> None:
 @pytest.mark.e2e
 def test_readers_and_metrics_do_without_torch() -> None:
     code = (
-        "import sys; import drivekd.evaluate, drivekd.evaluate.evaluation, drivekd.data.readers, drivekd.data.validate, "
-        "drivekd.data.convert, drivekd.data.overlap; assert not {'torch', 'transformers'} & set(sys.modules)"
+        "import sys; import drivekd.evaluate, drivekd.evaluate.evaluation, drivekd.data.readers, drivekd.data.checks.validate, "
+        "drivekd.data.writers.convert, drivekd.data.checks.overlap; assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

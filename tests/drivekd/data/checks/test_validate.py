@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from record_files import write_drivekd
 
-from drivekd.data.validate import validate_file
+from drivekd.data.checks.validate import validate_file
 
 
 def record(image: str, question: str = "Is it wet?", answer: str | None = "No.", **changes: Any) -> dict[str, Any]:

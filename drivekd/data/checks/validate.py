@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivekd.data.readers import parse_file
+from drivekd.data.readers import SampleFile
 from drivekd.errors import DataError
 from drivekd.images import load_image
 from drivekd.sample import CAPABILITIES, Sample
@@ -57,13 +57,13 @@ class ValidationReport:
 def validate_file(path: Path, *, image_root: Path | None = None, unlabelled: bool = False) -> ValidationReport:
     """Check a Drive-KD file and all its images. Raises nothing for bad data: an unreadable file is one problem."""
     try:
-        parsed = list(parse_file(path, image_root=image_root, unlabelled=unlabelled))
+        parsed = list(SampleFile(path, image_root=image_root, unlabelled=unlabelled).as_written())
     except DataError as error:
         return ValidationReport(path, 0, 0, "normalized", (str(error),), (), {})
-    samples = [record.sample for record in parsed if record.sample is not None]
+    samples = [sample for record in parsed for sample in record.samples]
     style = coordinate_style(text for sample in samples for text in _texts(sample))
     users = _first_users(samples)
-    problems = [problem for record in parsed for problem in record.problems]
+    problems = [str(problem) for record in parsed for problem in record.problems]
     problems += _tag_problems(samples, style)
     problems += _image_problems(users)
     return ValidationReport(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from record_files import SCENES, write_descriptions, write_drivelm, write_pictures
 
-from drivekd.data.overlap import overlap
+from drivekd.data.checks.overlap import overlap
 from drivekd.errors import DataError
 
 NUSCENES = "n015-2018-08-03-15-00-36+0800__CAM_FRONT__1533280042612460.jpg"
@@ -35,7 +35,7 @@ def test_different_files_are_disjoint(tmp_path: Path) -> None:
     a = records(tmp_path / "a", "000001.jpg", b"one", scene="train-1", frame="f1")
     b = records(tmp_path / "b", "000001.jpg", b"two", scene="test-1", frame="f2")
     assert overlap(a, b).disjoint
-    assert dict(overlap(a, b).rows)["image names"] == "0", "a running number is no trace"
+    assert dict(overlap(a, b).rows)["image names"].startswith("not compared: "), "a running number is no trace"
 
 
 def test_empty_scenes_are_not_shared(tmp_path: Path) -> None:

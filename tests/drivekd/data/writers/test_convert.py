@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from record_files import DRIVEBENCH, QUESTIONS, SCENES, write_drivebench, write_drivelm, write_pictures
 
-from drivekd.data.convert import convert_file
 from drivekd.data.readers import read_samples
+from drivekd.data.writers.convert import convert_file
 from drivekd.errors import DataError, UsageError
 from drivekd.sample import CAMERAS
 
@@ -120,8 +120,8 @@ def test_missing_images_are_counted_and_keep_their_written_path(tmp_path: Path) 
         (drivelm(QA={"essay": []}), "QA.essay: expected one of"),
         (drivelm(QA={"planning": {}}), "QA.planning: expected an array"),
         (drivelm(QA={"planning": []}), "the file holds no questions"),
-        ([{"messages": []}], "this is a drivekd file"),
-        ({"s": {"key_frames": {"f": {"key_object_infos": {}}}}}, "this is a visual_description file"),
+        ([{"messages": []}], "record 1: messages: expected a user and an assistant message, found an empty array"),
+        ({"s": {"key_frames": {"f": {"key_object_infos": {}}}}}, "holds DriveBench's descriptions of objects, no questions"),
     ],
 )
 def test_a_fault_is_named_and_nothing_is_written(source: Any, message: str, tmp_path: Path) -> None:
@@ -135,10 +135,10 @@ def test_a_fault_is_named_and_nothing_is_written(source: Any, message: str, tmp_
 
 def test_a_wrong_format_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "in.json", [drivebench()])
-    with pytest.raises(UsageError, match="expected drivelm, drivebench or auto"):
-        convert_file(path, tmp_path / "out.json", format="nuscenes")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="expected an object, found an array"):
-        convert_file(path, tmp_path / "out.json", format="drivelm")
+    with pytest.raises(UsageError, match="to: expected one of drivekd, llama-factory, ms-swift, drivebench, drivelm"):
+        convert_file(path, tmp_path / "out.json", to="nuscenes")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="--out is the source itself"):
+        convert_file(path, path)
 
 
 def test_a_drivelm_file_with_all_its_keys_reads_back(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What is wrong with a file of records, and what two files share."""
