@@ -12,7 +12,9 @@ from typing import Literal
 from drivekd.answered import Answered
 from drivekd.errors import DataError
 from drivekd.evaluate import metrics
-from drivekd.evaluate.extract import choice, field_names, is_schema_valid, options, yes_no
+from drivekd.evaluate.extract import choice, options, yes_no
+from drivekd.evaluate.extract.labels import label_letter, label_yes_no
+from drivekd.evaluate.extract.named_fields import field_names, is_schema_valid
 from drivekd.evaluate.metrics import Item, TagCounts
 from drivekd.evaluate.scores import EvaluationReport, MajoritySource, Prediction, ScoreRow, TagRow
 from drivekd.sample import CAPABILITIES, Sample
@@ -96,7 +98,7 @@ def parse_answer(text: str, sample: Sample) -> str | None:
 
 def item_from_sample(sample: Sample) -> Item:
     """A choice or yes/no sample as a scorable item. Raises DataError when its own answer states no class."""
-    answer = parse_answer(_labelled_answer(sample), sample)
+    answer = _label_class(sample)
     classes = options(sample.question) if sample.answer_form == "choice" else {"yes": "yes", "no": "no"}
     if answer not in classes:
         raise DataError(f"{sample.source}: a {sample.answer_form} question whose answer states no class: {sample.answer!r}")
@@ -108,6 +110,12 @@ def item_from_sample(sample: Sample) -> Item:
     )
 
 
+def _label_class(sample: Sample) -> str | None:
+    """The letter, "yes" or "no" that the true answer of a choice or yes/no sample states."""
+    answer = _labelled_answer(sample)
+    return label_letter(answer, sample.question) if sample.answer_form == "choice" else label_yes_no(answer)
+
+
 def _labelled_answer(sample: Sample) -> str:
     if sample.answer is None:
         raise DataError(f"{sample.source}: no answer to score against; evaluate labelled records")
@@ -117,7 +125,7 @@ def _labelled_answer(sample: Sample) -> str:
 def _reference_items(reference: Iterable[Sample]) -> list[Item]:
     """The labelled, parseable choice and yes/no samples of a reference file; it is counted, not judged."""
     closed = (sample for sample in reference if sample.answer_form != "open" and sample.answer is not None)
-    return [item_from_sample(sample) for sample in closed if parse_answer(_labelled_answer(sample), sample) is not None]
+    return [item_from_sample(sample) for sample in closed if _label_class(sample) is not None]
 
 
 def _score_rows(scored: Sequence[_Scored], reference: Sequence[Item], seed: int) -> list[ScoreRow]:

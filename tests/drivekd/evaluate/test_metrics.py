@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drivekd.evaluate.extract import field_names, is_schema_valid
+from drivekd.evaluate.extract.named_fields import field_names, is_schema_valid
 from drivekd.evaluate.metrics import (
     Item,
     TagCounts,

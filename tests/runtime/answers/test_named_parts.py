@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivekd.evaluate.extract import field_names
+from drivekd.evaluate.extract.named_fields import field_names
 from drivekd.runtime.answers.answer import answer_fields
 from drivekd.runtime.answers.named_parts import named_parts
 

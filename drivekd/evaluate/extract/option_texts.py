@@ -1,0 +1,65 @@
+"""Which option a text chooses by its words, where it states no letter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from drivekd.evaluate.extract.wording import is_denied_behind, is_doubted, plain
+
+
+def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str | None:
+    """The letter of the only option whose words `words` state, longest first: "slightly left" is not also "left".
+
+    Doubt about any option leaves it open; a denied option is none that is chosen. Words that the question itself uses outside its
+    options decide only as a sentence of their own: to repeat the question is no answer.
+    """
+    rest = " ".join(words.lower().split())
+    stem = _stem(question)
+    named: set[str] = set()
+    denied: set[str] = set()
+    for letter, option in sorted(offered.items(), key=lambda item: -len(item[1])):
+        option = " ".join(plain(option).lower().split())
+        if not option:
+            continue
+        pattern = re.compile(rf"(?<!\w){re.escape(option)}(?!\w)")
+        if pattern.search(stem):
+            pattern = re.compile(rf"(?:^|(?<=[.!?:;]\s)){re.escape(option)}(?=\s*(?:[.!;]|$))")
+        for match in pattern.finditer(rest):
+            refused = is_doubted(rest, match.start(), match.end()) or is_denied_behind(rest, match.end())
+            (denied if refused else named).add(letter)
+        rest = pattern.sub(" | ", rest)
+    return named.pop() if len(named) == 1 and not named & denied else None
+
+
+def without_quotes(words: str, question: str, offered: Mapping[str, str]) -> str:
+    """`words` without the question and without its list of options, where they are repeated word for word."""
+    quoted = [plain(question)]
+    if offered:
+        first = plain(next(iter(offered.values())))
+        listing = re.search(rf"\(?A[.):]\s+{re.escape(first)}", plain(question))
+        if listing:
+            quoted.append(plain(question)[listing.start() :])
+            quoted.append(plain(question)[: listing.start()].strip())
+    for piece in quoted:
+        for spelling in (piece, piece.removesuffix(".")):
+            if len(spelling) > 3:
+                words = words.replace(spelling, "\n")
+    return re.sub(r"^[ \t]*(?:question|options)[ \t]*:?[ \t]*$", "", words, flags=re.IGNORECASE | re.MULTILINE).lstrip(" .\n\t")
+
+
+def begins_with_other_option(rest: str, letter: str, offered: Mapping[str, str]) -> bool:
+    """Whether the words directly behind `letter` are those of another option: "A. Turn left" where B is "Turn left"."""
+    said = " ".join(rest.lstrip(" ).:,;-–—\n").lower().split())
+    fitting = {
+        key
+        for key, text in offered.items()
+        if text and re.match(rf"{re.escape(' '.join(plain(text).lower().split()))}(?!\w)", said)
+    }
+    return bool(fitting) and letter not in fitting
+
+
+def _stem(question: str) -> str:
+    """The question without its options, lower case."""
+    listing = re.search(r"(?:(?<=\s)|^)\(?A[.):]\s", question)
+    return " ".join(plain(question[: listing.start()] if listing else question).lower().split())

@@ -1,0 +1,275 @@
+"""Texts that invite a guess. None is taken: either the text states one answer, or it has none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drivekd.evaluate.extract import choice, yes_no
+from drivekd.evaluate.extract.labels import label_letter, label_yes_no
+
+LANE = "Which lane is free? Options: A. Left lane. B. Middle lane. C. Right lane. D. None of them."
+LIGHT = "Is there a red light? Options: A. Yes. B. No."
+MOVING = (
+    "What is the moving status of object <c1,CAM_BACK,1088.3,497.5>? "
+    "Please select the correct answer from the following options: A. Going ahead. B. Stopped. C. Back up. D. Turn left."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        # Denied.
+        ("Option A is wrong", None),
+        ("The answer is not B.", None),
+        ("Not option C.", None),
+        ("It isn't option B.", None),
+        ("B is incorrect.", None),
+        ("B. is wrong.", None),
+        ("Answer: B is not correct.", None),
+        ("Neither A nor B.", None),
+        ("Every option except C.", None),
+        ("The middle lane is not free.", None),
+        # Several.
+        ("A, B and C are possible", None),
+        ("A, C", None),
+        ("A/B", None),
+        ("B or C.", None),
+        ("Answer: A and B. Left lane", None),
+        ("Either option B or option C.", None),
+        ("options a and b", None),
+        ("B. Middle lane. C. Right lane.", None),
+        ("Answer: B. Final answer: C.", None),
+        ("B. Middle lane.\nFinal answer: C", None),
+        ("B\nC", None),
+        ('{"answer": "B", "answer": "C"}', None),
+        ('{"answer": ["B", "C"]}', None),
+        ("**B** or **C**", None),
+        # Doubted, asked, conditional.
+        ("Is it B?", None),
+        ("Answer: B?", None),
+        ("Maybe option B.", None),
+        ("It might be the left lane.", None),
+        ("If the bus leaves, the answer is B.", None),
+        ("I am not sure whether option B is right.", None),
+        # Quoting the question is no answer; an answer behind the quote is.
+        (LANE, None),
+        ("A. Left lane. B. Middle lane. C. Right lane. D. None of them.", None),
+        (f"{LANE}\nAnswer: C", "C"),
+        ("A. Left lane: a bus. B. Middle lane: free. Final answer: B", "B"),
+        # Not letters of options.
+        ("A car is in the way.", None),
+        ("I see a bus.", None),
+        ("The bus has the sign of line B.", None),
+        ("Answer: F", None),
+        ("Option E", None),
+        ("Answer: А", None),  # Cyrillic
+        ("Α. Left", None),  # Greek
+        ("a", None),
+        ("Vitamin B is healthy", None),
+        ("", None),
+        ("None", None),
+        ("null", None),
+        ("nan", None),
+        ("\n\n", None),
+        ("{}", None),
+        ("[" * 100_000, None),
+        ('{"answer": null}', None),
+        ('{"answer": 2}', None),
+        ('{"reason": "Option B"}', None),
+        # A letter and another option's words contradict each other.
+        ("A. Right lane.", None),
+        ("Final: B. Left lane.", None),
+        # Stated, in many manners.
+        ("option d", "D"),
+        ("Option (d)", "D"),
+        ("answer: b", "B"),
+        ("the answer is c.", "C"),
+        ("A bus blocks the left lane, so B.", "B"),
+        ("The bus blocks two lanes; therefore, C", "C"),
+        ("A, Explanation: the bus is in the middle.", "A"),
+        ("D. Bit error", "D"),
+        ("(B)", "B"),
+        ("(b)", "B"),
+        ("B)", "B"),
+        ("b)", "B"),
+        ("**B**", "B"),
+        ("B - it is free", "B"),
+        ("B: Middle lane", "B"),
+        ("B Middle lane", "B"),
+        ("A Left lane", "A"),
+        ("Ｂ", "B"),
+        ("Answer：Ｂ．", "B"),
+        ("（Ｂ）", "B"),
+        ('{"answer": "B"}', "B"),
+        ('```json\n{"Answer": "B. Middle lane"}\n```', "B"),
+        ('{"result": {"final_answer": "b)"}, "A": "wrong"}', "B"),
+        ("B. B. B.", "B"),
+        ("B\nAnswer: B", "B"),
+        ("The lane is free.\n\nB", "B"),
+        ("$\\boxed{B}$", "B"),
+        ("$\\boxed{\\text{B}}$", "B"),
+        ("<answer>C</answer>", "C"),
+        ("### Answer\nB", "B"),
+        ("B is the correct answer.", "B"),
+        ("I choose C.", "C"),
+        ("Answer: B, because the car is not turning.", "B"),
+        ("It is not raining, so the answer is B.", "B"),
+        ("The middle lane is free.", "B"),
+        ("It is not the left lane; it is the right lane.", "C"),
+    ],
+)
+def test_choice_is_never_guessed(text: str, letter: str | None) -> None:
+    assert choice(text, LANE) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("There is no red light", None),
+        ("No red light is there.", None),
+        ("Yes and no.", None),
+        ("No.", "B"),
+        ("Yes, it is red.", "A"),
+        ("A. Yes", "A"),
+        ("B. Yes", None),
+    ],
+)
+def test_options_yes_and_no_are_read_as_yes_and_no(text: str, letter: str | None) -> None:
+    assert choice(text, LIGHT) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ('The moving status of object <c1,CAM_BACK,1088.3,497.5> is "Back up."', "C"),
+        ("The moving status of object <c1,CAM_BACK,1088.3,497.5> is unclear.", None),
+    ],
+)
+def test_real_manners_of_answering(text: str, letter: str | None) -> None:
+    assert choice(text, MOVING) == letter
+
+
+def test_an_option_that_the_question_names_is_not_chosen_by_repeating_it() -> None:
+    question = "Is the moving car near? Options: A. Moving. B. Stopped."
+    assert choice("The moving car is hard to see.", question) is None
+    assert choice("Moving.", question) == "A"
+    assert choice("It is stopped.", question) == "B"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Yes and no.", None),
+        ("Yes or no", None),
+        ("Yes/No", None),
+        ("Yes. Final answer: no", None),
+        ("There is no red light", None),
+        ("No entry.", None),
+        ("No such action will lead to a collision.", None),
+        ("No cars are near", None),
+        ("Yes?", None),
+        ("Yes is wrong", None),
+        ("The answer is not yes.", None),
+        ("Is the answer yes or no?", None),
+        ('{"answer": "yes", "final": "no"}', None),
+        ("None", None),
+        ("nope", None),
+        ("Nо.", None),  # Cyrillic o
+        ("No, Explanation: it is a van.", "no"),
+        ("No it is not", "no"),
+        ("NO", "no"),
+        ("Ｙｅｓ", "yes"),
+        ("Yes, no car is near.", "yes"),
+        ("It is green, so no.", "no"),
+        ('{"answer": "Yes."}', "yes"),
+        ("Answer: **Yes**", "yes"),
+        ("The light is red.\nYes", "yes"),
+    ],
+)
+def test_yes_no_is_never_guessed(text: str, said: str | None) -> None:
+    assert yes_no(text) == said
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"),
+        ("B, Explanation: option A is wrong, because the answer is not A.", "B"),
+        ("D. Bit error", "D"),
+        ("(C)", "C"),
+        ("A, C", None),
+        ("A and C", None),
+        ("A, B and C", None),
+        ("A; C.", None),
+        ("Right lane.", "C"),
+        ("Upwards.", None),
+    ],
+)
+def test_a_label_begins_with_its_letter_and_several_letters_are_none(answer: str, letter: str | None) -> None:
+    assert label_letter(answer, LANE) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [("No, Explanation: yes it is a van", "no"), ("Yes.", "yes"), ("Yes, no", None), ("No entry.", None), ("Damp.", None)],
+)
+def test_a_yes_no_label(answer: str, said: str | None) -> None:
+    assert label_yes_no(answer) == said
+
+
+MARKS = (
+    "Answer: {}",
+    "Final answer: {}.",
+    "The answer is {}.",
+    "Option {}.",
+    "option {}",
+    "({})",
+    "**{}**",
+    "{}. ",
+    "{}\n",
+    "so {}.",
+)
+FILLERS = (
+    " ",
+    "\n",
+    " It is near. ",
+    " and ",
+    " or ",
+    ", ",
+    "; no, ",
+    " because a car turns. ",
+    "\n\n",
+    " The light is red.\n",
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([(a, b) for a in "ABCD" for b in "ABCD" if a != b]),
+    st.sampled_from(MARKS),
+    st.sampled_from(MARKS),
+    st.sampled_from(FILLERS),
+    st.sampled_from(("", "Well. ", "The car is not near. ", "\n")),
+    st.sampled_from(("", " It is free.", "\nThe bus leaves.", " Yes.")),
+)
+def test_two_marked_letters_are_never_decided(
+    letters: tuple[str, str], first: str, second: str, between: str, before: str, behind: str
+) -> None:
+    text = before + first.format(letters[0]) + between + second.format(letters[1]) + behind
+    assert choice(text, LANE) is None
+
+
+@given(st.text(max_size=80), st.sampled_from((LANE, LIGHT, MOVING, "Which?")))
+def test_any_text_gives_an_offered_letter_or_none(text: str, question: str) -> None:
+    assert choice(text, question) in {None, *"ABCDEFGH"}
+    assert yes_no(text) in {None, "yes", "no"}
+
+
+@pytest.mark.parametrize("piece", ["A, ", "(B) ", "a left lane ", "B. ", "\n", "A\n", "Answer: A is ", "no ", "is not ", "["])
+def test_a_model_that_repeats_itself_costs_linear_time(piece: str) -> None:
+    """Ten thousand characters of it; the square of that would be minutes."""
+    text = piece * (10_000 // len(piece))
+    assert choice(text, LANE) in {None, *"ABCD"}
+    assert yes_no(text) in {None, "yes", "no"}
