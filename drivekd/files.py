@@ -228,10 +228,10 @@ def file_digest(path: Path) -> str:
 
 
 def checkpoint_digest(checkpoint: Path) -> str:
-    """ "sha256:..." over the names and contents of the files that decide a checkpoint's answers."""
+    """ "sha256:..." over the names and contents of the files that decide a checkpoint's answers; what they are worth does not."""
     total = hashlib.sha256()
     for pattern in ("*.safetensors", "*.json", "*.jinja", "merges.txt"):
-        for path in sorted(checkpoint.glob(pattern)):
+        for path in sorted(path for path in checkpoint.glob(pattern) if path.name != "calibration.json"):
             total.update(f"{path.name} {file_digest(path)}\n".encode())
     return f"sha256:{total.hexdigest()}"
 

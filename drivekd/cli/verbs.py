@@ -53,6 +53,14 @@ JudgeOverrides = Annotated[
         "--set", metavar="KEY=VALUE", help="A setting: endpoint=URL, model=NAME, key_env=VARIABLE; all: docs/judging.md."
     ),
 ]
+EvalOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="A setting, such as device=cuda:1, precision=bf16 or shard=1/4; all: docs/evaluation.md.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
 PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
 Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
@@ -211,13 +219,45 @@ def evaluate(
     reference: Annotated[
         Path | None, typer.Option(help="Records whose majority answer is the baseline; default: --data.")
     ] = None,
-    black: Annotated[bool, typer.Option("--black", help="Replace every image by black: what the prior alone scores.")] = False,
+    image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths; default: that of --data.")] = None,
+    settings: Annotated[
+        str, typer.Option(help="Of the pictures: clean, NoImage, Fog, ..., several with commas, or all.")
+    ] = "clean",
+    black: Annotated[bool, typer.Option("--black", help="The same as --settings NoImage: what the prior alone scores.")] = False,
+    structured: Structured = False,
+    overrides: EvalOverrides = None,
 ) -> None:
-    """Accuracy by capability with majority and random baselines and 95 % intervals."""
-    from drivekd.evaluate.evaluation import evaluate_file
+    """Accuracy by capability with majority and random baselines and 95 % intervals; stopped, the same command goes on."""
+    from drivekd.evaluate.evaluation import EvalRequest, evaluate_file
 
-    report = evaluate_file(model, file, out, reference=reference, black=black)
-    _print_table(f"{model} on {file}", *report)
+    wanted = "NoImage" if black else settings
+    request = EvalRequest(model, file, out, image_root, reference, wanted, structured, overrides or ())
+    found = evaluate_file(request)
+    if found.rows:
+        _print_table(f"{model} on {file}", found.header, found.rows)
+    for note in found.notes:
+        _talk(note)
+
+
+@app.command()
+def calibrate(
+    model: Annotated[Path, typer.Argument(help="A checkpoint directory or a bundle.")],
+    file: Annotated[Path, typer.Option("--data", help="Labelled records that it was not trained on.")],
+    image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths; default: that of --data.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A new bundle, or a folder; default: in place.")] = None,
+    answers: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the answers here, or use those of an eval.")] = None,
+    structured: Structured = False,
+    overrides: EvalOverrides = None,
+) -> None:
+    """How likely an answer is right, by capability: fitted on half of the scenes, reported on the others, stored for the car."""
+    from drivekd.cli.calibrate import calibrate_command
+    from drivekd.evaluate.confidence.calibrate import CalibrationRequest
+
+    request = CalibrationRequest(model, file, image_root, answers, structured, overrides or ())
+    report = calibrate_command(request, out, _talk)
+    _print_table(f"confidence of {model} on {file}", list(report.header), report.table)
+    for note in report.notes:
+        _talk(note)
 
 
 @app.command()

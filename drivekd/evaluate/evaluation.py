@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from drivekd.answered import Answered
-from drivekd.data.readers import read_samples
-from drivekd.evaluate.answering import CLEAN, Answerer, AnswererSettings, Pictures, open_answerer
-from drivekd.evaluate.scores import COLUMNS, EvaluationReport, write_report
+from drivekd.data.json_file import write_json
+from drivekd.data.readers import check_images, read_samples
+from drivekd.evaluate.answering import CLEAN, Answerer, Pictures, open_answerer
+from drivekd.evaluate.answering.opening import is_bundle
+from drivekd.evaluate.asking import ask
+from drivekd.evaluate.predictions import Identity, Line
+from drivekd.evaluate.scores import COLUMNS, EvaluationReport
 from drivekd.evaluate.scoring import scorable, score
-from drivekd.files import refuse_non_empty
-from drivekd.log import ProgressLine
+from drivekd.evaluate.settings import EvalSettings, eval_settings
+from drivekd.files import file_digest, versions
 from drivekd.sample import Sample
 
 
@@ -24,7 +32,7 @@ def evaluate(
     pictures: Pictures = CLEAN,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationReport:
-    """Score an answerer on labelled samples.
+    """Score an answerer on labelled samples, without a file.
 
     reference: where the majority answers are counted, such as the training file; without it the evaluated file's own.
     Raises DataError, before anything is asked, when a sample has no answer, when the answer of a choice or yes/no
@@ -41,7 +49,7 @@ def evaluate(
     given = answerer.answers(asked, pictures=pictures, on_answer=count)
     assert len(given) == len(asked), f"{answerer.name} gave {len(given)} answers to {len(asked)} questions"
     return score(
-        [Answered(sample, one, pictures.setting) for sample, one in zip(asked, given, strict=True)],
+        [Answered(sample, one, pictures.setting, pictures.severity) for sample, one in zip(asked, given, strict=True)],
         answerer=answerer.name,
         digest=answerer.digest,
         reference=reference or (),
@@ -50,22 +58,152 @@ def evaluate(
     )
 
 
-def evaluate_file(
-    model: Path, records: Path, out: Path, *, reference: Path | None = None, black: bool = False
-) -> tuple[list[str], list[list[str]]]:
-    """Score a checkpoint or bundle on a file of records; writes report.json and predictions.jsonl into `out`.
+@dataclass(frozen=True)
+class EvalRequest:
+    """What `drivekd eval` was asked for.
 
-    reference: records whose majority answer is the baseline. Returns a table (header, rows).
+    records: to score on; image_root: what their relative image paths start from, None = their folder. reference: records whose
+    majority answer is the baseline. settings: of the pictures, "clean,Fog" or "all". overrides: "key=value" of EvalSettings.
     """
-    refuse_non_empty(out, "give a new --out")
-    samples = read_samples(records)
-    line = ProgressLine()
-    report = evaluate(
-        open_answerer(model, AnswererSettings()),
-        samples,
-        reference=read_samples(reference) if reference else None,
-        pictures=Pictures("NoImage") if black else CLEAN,
-        on_progress=lambda done, total: line.show(f"{done}/{total} answers", final=done == total),
-    )
-    write_report(report, out)
-    return list(COLUMNS), [list(row) for row in report.rows()]
+
+    model: Path
+    records: Path
+    out: Path
+    image_root: Path | None = None
+    reference: Path | None = None
+    settings: str = "clean"
+    structured: bool = False
+    overrides: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """header, rows: a table; no rows where other shards are still asking. notes: what a reader of the table must know."""
+
+    header: list[str] = field(default_factory=list)
+    rows: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate_file(request: EvalRequest) -> Evaluated:
+    """Score a checkpoint or bundle on a file of records; goes on where an earlier call with the same --out was stopped.
+
+    Writes evaluation.json, predictions.jsonl (as answers come) and the reports into `request.out`.
+    Raises UsageError (a setting, a folder that holds another evaluation), DataError, CheckpointError, BundleError, RunnerError.
+    """
+    settings = eval_settings(request.overrides)
+    reference = read_samples(request.reference) if request.reference else ()
+    run = run_questions(request, settings)
+    notes = [f"answers are cut after so many tokens: {run.answerer.budgets.told()}"]
+    if run.num_open:
+        notes.append(f"{run.num_open} questions of other shards are open; the last shard that ends scores them all")
+        return Evaluated(notes=notes)
+    reports: dict[str, EvaluationReport] = {}
+    for pictures in settings.pictures(request.settings):
+        answered = run.answered(pictures.setting)
+        reports[pictures.setting] = score(
+            answered,
+            answerer=run.answerer.name,
+            digest=run.answerer.digest,
+            reference=reference,
+            open_not_scored=run.num_records - run.num_asked,
+            seed=settings.seed,
+        )
+        notes += _cut(pictures.setting, answered)
+    for name, report in reports.items():
+        write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
+    notes += _not_asked(run.num_records, run.num_asked, settings.limit)
+    return Evaluated(*_table(reports), notes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Questions that were asked. lines: all answers there are, of all shards; num_open: questions without one."""
+
+    answerer: Answerer
+    data_digest: str
+    num_records: int
+    num_asked: int
+    lines: list[Line]
+    num_open: int
+
+    def answered(self, setting: str) -> list[Answered]:
+        """The answers under one picture setting, in the order of the records."""
+        return [line.answered for line in self.lines if line.answered.setting == setting]
+
+
+def run_questions(
+    request: EvalRequest, settings: EvalSettings, chosen: Callable[[Sequence[Sample]], Sequence[Sample]] = scorable
+) -> Run:
+    """Ask what the folder `request.out` has no answer to yet. chosen: which samples are asked at all. Raises as evaluate_file."""
+    pictures, shard = settings.pictures(request.settings), settings.part()
+    samples = read_samples(request.records, image_root=request.image_root)
+    asked = _asked(samples, chosen(samples), settings.limit)
+    if not all(one.are_black for one in pictures):
+        check_images(asked.values())
+    answerer = open_answerer(request.model, settings.answerer(structured=request.structured))
+    decides = _decides(request, settings, pictures, answerer)
+    Identity(decides, _told(request, answerer, pictures)).claim(request.out)
+    lines, num_open = ask(answerer, asked, pictures, request.out, shard)
+    return Run(answerer, decides["data"], len(samples), len(asked), lines, num_open)
+
+
+def _asked(samples: Sequence[Sample], chosen: Sequence[Sample], limit: int | None) -> dict[int, Sample]:
+    """What is asked, by its index in the file; of each capability the first `limit`."""
+    kept = {id(sample) for sample in chosen}
+    counts: Counter[str] = Counter()
+    asked: dict[int, Sample] = {}
+    for index, sample in enumerate(samples):
+        if id(sample) in kept and (limit is None or counts[sample.capability] < limit):
+            counts[sample.capability] += 1
+            asked[index] = sample
+    return asked
+
+
+def _decides(request: EvalRequest, settings: EvalSettings, pictures: Sequence[Pictures], answerer: Answerer) -> dict[str, Any]:
+    """What answers depend on. Device, batch and shard are not among it: they may change between two parts of an evaluation."""
+    root = request.image_root if request.image_root is not None else request.records.parent
+    decides: dict[str, Any] = {
+        "model": answerer.digest,
+        "data": f"sha256:{file_digest(request.records)}",
+        "image_root": str(root.resolve()),
+        "settings": [one.setting for one in pictures],
+        "max_new_tokens": answerer.budgets.told(),
+        "structured": request.structured,
+        "limit": settings.limit,
+    }
+    decides |= {"backend": settings.backend} if is_bundle(request.model) else {"precision": settings.precision}
+    if any(one.by_frame for one in pictures):
+        decides |= {"severity": settings.severity, "seed": settings.seed}
+    return decides
+
+
+def _told(request: EvalRequest, answerer: Answerer, pictures: Sequence[Pictures]) -> dict[str, Any]:
+    return {
+        "model": answerer.name,
+        "data": str(request.records),
+        "severities": {one.setting: one.severity for one in pictures},
+        "began": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+    }
+
+
+def _cut(setting: str, answered: Sequence[Answered]) -> list[str]:
+    counts = Counter(one.sample.capability for one in answered if one.given.finish_reason == "length")
+    if not counts:
+        return []
+    told = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+    return [f"{setting}: {counts.total()} of {len(answered)} answers were cut there ({told}); --set max_new_tokens=N gives more"]
+
+
+def _not_asked(num_samples: int, num_asked: int, limit: int | None) -> list[str]:
+    if num_samples == num_asked:
+        return []
+    why = "open questions without tags" + (f", or beyond the first {limit} of a capability" if limit else "")
+    return [f"{num_samples - num_asked} of {num_samples} records were not asked: {why}"]
+
+
+def _table(reports: Mapping[str, EvaluationReport]) -> tuple[list[str], list[list[str]]]:
+    if len(reports) == 1:
+        return list(COLUMNS), [list(row) for report in reports.values() for row in report.rows()]
+    return ["pictures", *COLUMNS], [[name, *row] for name, report in reports.items() for row in report.rows()]

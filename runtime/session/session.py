@@ -16,7 +16,7 @@ from drivekd.errors import RunnerError, UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer, answer_fields, says_nothing
 from drivekd.runtime.answers.ask import Answering, Ask
-from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes
+from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes, entry_name
 from drivekd.runtime.answers.cut_answers import structured_answer
 from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Grammars
@@ -162,7 +162,8 @@ class Session(Answering):
         if state.constraint is not None:
             text, structured, complete = structured_answer(state.constraint.schema, text, reason)
         mean_logprob = float(np.mean(state.logprobs)) if state.logprobs else 0.0
-        calibration = self._calibration.get(capability) if state.logprobs else None
+        entry = self._calibration.get(entry_name(capability, structured=structured is not None))
+        calibration = entry if state.logprobs else None
         confidence = None if calibration is None else calibration.confidence(mean_logprob)
         return Answer(
             capability=capability,

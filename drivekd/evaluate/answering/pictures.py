@@ -10,10 +10,12 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from drivekd.errors import DataError
+from drivekd.evaluate.corruptions import corrupted_frame, frame_seed
+from drivekd.evaluate.corruptions.settings import CLEAN as CLEAN_SETTING
+from drivekd.evaluate.corruptions.settings import NO_IMAGE
 from drivekd.images import RGBImage, load_image
 from drivekd.sample import Sample
 
-NO_IMAGE = "NoImage"
 BLACK_PX = 2  # a black picture is black in any size
 READERS = 4  # pictures that are decoded at once
 
@@ -22,9 +24,9 @@ Ready = TypeVar("Ready")
 
 @dataclass(frozen=True)
 class Pictures:
-    """setting: "clean", "NoImage" (black pictures). severity: None = the setting's own. seed: of its chances."""
+    """setting: one of drivekd.evaluate.corruptions.SETTINGS. severity: None = the setting's own. seed: of its chances."""
 
-    setting: str = "clean"
+    setting: str = CLEAN_SETTING
     severity: int | None = None
     seed: int = 0
 
@@ -36,28 +38,45 @@ class Pictures:
     @property
     def by_frame(self) -> bool:
         """Whether what happens to one picture depends on the others of its frame."""
-        return False
+        return self.setting not in (CLEAN_SETTING, NO_IMAGE)
 
     def keys(self, sample: Sample) -> tuple[Hashable, ...]:
         """One for each picture of the sample; pictures with equal keys look the same, whoever asks for them."""
-        return (None,) * len(sample.images) if self.are_black else sample.images
+        if self.are_black:
+            return (None,) * len(sample.images)
+        return tuple((sample.images, index) for index in range(len(sample.images))) if self.by_frame else sample.images
 
     def frame(self, sample: Sample) -> list[RGBImage]:
         """The sample's pictures [H, W, 3] as they are shown, in its order. Raises DataError naming the record."""
-        return [self.one(sample, index) for index in range(len(sample.images))]
+        if not self.by_frame:
+            return [self.one(sample, index) for index in range(len(sample.images))]
+        names = _names(sample)
+        images = {name: _loaded(sample, index) for index, name in enumerate(names)}
+        seed = frame_seed(self.seed, sample.frame or " ".join(path.name for path in sample.images))
+        spoilt = corrupted_frame(images, self.setting, severity=self.severity, seed=seed)
+        return [spoilt[name] for name in names]
 
     def one(self, sample: Sample, index: int) -> RGBImage:
         """One picture of `frame`, where the others do not matter."""
         assert not self.by_frame
         if self.are_black:
             return np.zeros((BLACK_PX, BLACK_PX, 3), np.uint8)
-        try:
-            return load_image(sample.images[index])
-        except DataError as error:
-            raise DataError(f"{sample.source}: images: {error}") from error
+        return _loaded(sample, index)
 
 
 CLEAN = Pictures()
+
+
+def _names(sample: Sample) -> tuple[str, ...]:
+    """What happens to a picture depends on its camera's name; where the record says none, on its place."""
+    return sample.cameras or tuple(f"picture {index}" for index in range(len(sample.images)))
+
+
+def _loaded(sample: Sample, index: int) -> RGBImage:
+    try:
+        return load_image(sample.images[index])
+    except DataError as error:
+        raise DataError(f"{sample.source}: images: {error}") from error
 
 
 class PictureReader(Generic[Ready]):

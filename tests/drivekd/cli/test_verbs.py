@@ -28,7 +28,11 @@ SURFACE = {
     "data overlap": (["FIRST", "SECOND"], []),
     "train": (["CONFIG"], ["--dry-run", "--out", "--resume", "--set"]),
     "analyze": (["CONFIG"], ["--out", "--set"]),
-    "eval": (["MODEL"], ["--black", "--data", "--out", "--reference"]),
+    "eval": (
+        ["MODEL"],
+        ["--black", "--data", "--image-root", "--out", "--reference", "--set", "--settings", "--structured"],
+    ),
+    "calibrate": (["MODEL"], ["--answers", "--data", "--image-root", "--out", "--set", "--structured"]),
     "judge": (["FOLDER"], ["--dry-run", "--set"]),
     "export": (["SOURCE"], ["--checkpoint", "--kit", "--out", "--precision", "--set", "--sign", "--trt"]),
     "check": (["BUNDLE"], ["--bisect", "--expect-digest", "--outputs", "--public-key", "--verbose"]),
