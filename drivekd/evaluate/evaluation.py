@@ -168,7 +168,7 @@ def _decides(request: EvalRequest, settings: EvalSettings, pictures: Sequence[Pi
         "data": f"sha256:{file_digest(request.records)}",
         "image_root": str(root.resolve()),
         "settings": [one.setting for one in pictures],
-        "max_new_tokens": answerer.budgets.told(),
+        "max_new_tokens": {**answerer.budgets.tokens, "rest": answerer.budgets.rest},
         "structured": request.structured,
         "limit": settings.limit,
     }

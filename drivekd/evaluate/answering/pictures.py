@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from drivekd.camera_order import camera_names
 from drivekd.errors import DataError
 from drivekd.evaluate.corruptions import corrupted_frame, frame_seed
 from drivekd.evaluate.corruptions.settings import CLEAN as CLEAN_SETTING
@@ -69,7 +70,7 @@ CLEAN = Pictures()
 
 def _names(sample: Sample) -> tuple[str, ...]:
     """What happens to a picture depends on its camera's name; where the record says none, on its place."""
-    return sample.cameras or tuple(f"picture {index}" for index in range(len(sample.images)))
+    return camera_names(sample) or tuple(f"picture {index}" for index in range(len(sample.images)))
 
 
 def _loaded(sample: Sample, index: int) -> RGBImage:
