@@ -34,14 +34,14 @@ def write_rows(rows: Iterable[Mapping[str, Any]], out: Path | None) -> str:
     """One JSON line a row, appended to `out` where one is given. Returns the lines, for benchmarks that print them, too."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     if out is not None:
-        with out.open("a") as file:
+        with out.open("a", encoding="utf-8") as file:
             file.write(lines)
     return lines
 
 
 def processor() -> str:
     """The CPU's name as Linux has it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -66,7 +66,7 @@ def run_measured(command: Sequence[str], threads: int) -> Taken:
     Call it from a small process: Linux counts the caller's resident set at the fork as the child's.
     """
     started_s = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(threads)) as child:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment(threads), encoding="utf-8") as child:
         assert child.stdout is not None
         stdout = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)

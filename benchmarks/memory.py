@@ -9,7 +9,7 @@ FIELDS = {"rss_mb": "VmRSS", "peak_mb": "VmHWM"}
 
 def memory_mb() -> dict[str, float]:
     """Resident set: rss_mb, now; peak_mb, at its highest since the start or `restart_peak`. Exits where it is not counted."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     if missing := FIELDS.values() - status.keys():
         raise SystemExit(f"/proc/self/status has no {', '.join(sorted(missing))}: memory is measured on Linux alone")
     return {name: int(status[key].split()[0]) / 1024 for name, key in FIELDS.items()}
@@ -17,4 +17,4 @@ def memory_mb() -> dict[str, float]:
 
 def restart_peak() -> None:
     """Set the highest resident set back to the present one."""
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # proc(5)

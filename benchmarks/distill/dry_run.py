@@ -59,7 +59,7 @@ def main() -> int:
     print_table(f"dry run against run, {arguments.size} pair, {arguments.steps} steps", HEADER, rows)
     if arguments.out is not None:
         head = {"time": datetime.now(timezone.utc).isoformat(), "versions": versions(), "arguments": {**vars(arguments)}}
-        arguments.out.write_text("".join(json.dumps(one, default=str) + "\n" for one in [head, *found]))
+        arguments.out.write_text("".join(json.dumps(one, default=str) + "\n" for one in [head, *found]), encoding="utf-8")
     ratios = {name: [float(str(one["ratio"])) for one in found if one["settings"] == name] for name in names}
     inside = sum(abs(statistics.median(some) - 1) <= TOLERANCE for some in ratios.values())
     every = [ratio for some in ratios.values() for ratio in some]
@@ -100,7 +100,7 @@ def _config(folder: Path, name: str, arguments: argparse.Namespace) -> RunConfig
         },
     }
     path = folder / "dry-run.yaml"
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return load_config(path, [text.format(folder=folder) for text in SETTINGS[name]])
 
 

@@ -236,4 +236,4 @@ def _tokenizer(corpus: Iterable[str]) -> Tokenizer:
 def _corpus(recipe: Recipe) -> list[str]:
     """A record's text begins with a word without a space before it: each word comes in both ways."""
     texts = [f" {WORDS}", *WORDS.split(), "user\n", "assistant\n"] * 50
-    return texts + ([recipe.drivelm.read_text()] if recipe.drivelm else [])
+    return texts + ([recipe.drivelm.read_text(encoding="utf-8")] if recipe.drivelm else [])

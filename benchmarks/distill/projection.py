@@ -111,7 +111,7 @@ def measure(way: str, num_parameters: int, threads: int) -> dict[str, object]:
 def in_a_process(way: str, num_parameters: int, threads: int) -> dict[str, object]:
     command = [sys.executable, "-m", "benchmarks.distill.projection", "--way", way, "--parameters", str(num_parameters)]
     command += ["--threads", str(threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8")
     result: dict[str, object] = json.loads(done.stdout)
     return result
 

@@ -70,7 +70,7 @@ def write_records(work: Path) -> Path:
         }
         for name in CAPABILITIES
     ]
-    (work / "train.json").write_text(json.dumps(records))
+    (work / "train.json").write_text(json.dumps(records), encoding="utf-8")
     return work / "train.json"
 
 
@@ -90,7 +90,8 @@ def write_run(work: Path) -> Path:
                 "cache": {"directory": "cache"},
                 "training": {"steps": 10, "batch_size": 1, "packing": "frame", "device": "cpu"},
             }
-        )
+        ),
+        encoding="utf-8",
     )
     return path
 

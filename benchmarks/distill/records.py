@@ -35,13 +35,13 @@ def make_benchmark(work: Path, recipe: Recipe) -> BenchmarkFolder:
     """Fill `work` with models and records, or take what a finished earlier call with the same recipe left there."""
     folder = BenchmarkFolder(work)
     stamp = work / "benchmark.json"
-    if stamp.is_file() and stamp.read_text() == recipe.to_json():
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == recipe.to_json():
         return folder
     stamp.unlink(missing_ok=True)
     work.mkdir(parents=True, exist_ok=True)
     write_models(folder, recipe)
     write_records(folder, recipe)
-    stamp.write_text(recipe.to_json())
+    stamp.write_text(recipe.to_json(), encoding="utf-8")
     return folder
 
 
@@ -79,7 +79,7 @@ def _drivelm_frames(folder: BenchmarkFolder, recipe: Recipe) -> list[Record]:
     assert recipe.drivelm is not None
     convert_file(recipe.drivelm, folder.frames)
     frames: dict[str, list[Record]] = {}
-    for record in json.loads(folder.frames.read_text()):
+    for record in json.loads(folder.frames.read_text(encoding="utf-8")):
         if len(record["messages"]) == 2:  # labelled
             frames.setdefault(record["meta"]["frame"], []).append(record)
     kept = [record for frame in list(frames.values())[: recipe.size.num_frames] for record in _spread(frame, recipe.questions)]
@@ -133,4 +133,4 @@ def _existing(folder: BenchmarkFolder, image: Path, rng: np.random.Generator) ->
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1))
+    path.write_text(json.dumps(value, indent=1), encoding="utf-8")

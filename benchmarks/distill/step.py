@@ -133,7 +133,9 @@ def _run_process(name: str, arguments: argparse.Namespace) -> Run | None:
     kept = ("work", "threads", "steps")
     flags = [part for key in kept for part in (f"--{key}", str(getattr(arguments, key)))]
     command = [sys.executable, "-m", "benchmarks.distill.step", *flags, "--child", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment(arguments.threads))
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, env=environment(arguments.threads), encoding="utf-8"
+    )
     if done.returncode == UNAVAILABLE:
         return None
     if done.returncode:

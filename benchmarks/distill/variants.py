@@ -129,7 +129,7 @@ def trainer(config: RunConfig) -> Trainer:
 def run_config(folder: BenchmarkFolder, records: str, threads: int, overrides: Sequence[str]) -> RunConfig:
     """Write the folder's YAML for a file of records and read it with overrides; a step sees every record once."""
     path = folder.path / f"{records}.yaml"
-    count = len(json.loads((folder.path / f"{records}.json").read_text()))
+    count = len(json.loads((folder.path / f"{records}.json").read_text(encoding="utf-8")))
     weights: dict[str, object] = {name: {"weight": SIGNAL_WEIGHT} for name in CAPABILITIES}
     tree: dict[str, dict[str, object]] = {
         "student": {"checkpoint": "student", "train": ["language_model"]},
@@ -139,5 +139,5 @@ def run_config(folder: BenchmarkFolder, records: str, threads: int, overrides: S
         "optimizer": {"learning_rate": LEARNING_RATE},
         "training": {"steps": 1000, "batch_size": count, "micro_batch_size": 1, "device": "cpu", "threads": threads},
     }
-    path.write_text(yaml.safe_dump(tree))
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return load_config(path, [override.replace("{work}", str(folder.path)) for override in overrides])

@@ -98,7 +98,7 @@ def _export_row(precision: str, arguments: argparse.Namespace) -> dict[str, Any]
     shutil.rmtree(bundle, ignore_errors=True)  # an earlier run's
     taken, found = _run_child("export", precision, arguments)
     files = {path.name: path.stat().st_size for path in sorted(bundle.iterdir()) if path.is_file()}
-    worst = json.loads((bundle / "manifest.json").read_text())["parity"][0]
+    worst = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["parity"][0]
     row = {
         "size": arguments.size,
         "precision": precision,
@@ -208,7 +208,7 @@ def _calibration_records(work: Path) -> Path:
         Image.fromarray(noisy).save(work / f"camera-{number}.jpg")
         turns = [{"role": "user", "content": "<image>What is safe here?"}, {"role": "assistant", "content": "Brake gently."}]
         records.append({"messages": turns, "images": [f"camera-{number}.jpg"], "question_type": "planning"})
-    (work / "calibration.json").write_text(json.dumps(records))
+    (work / "calibration.json").write_text(json.dumps(records), encoding="utf-8")
     return work / "calibration.json"
 
 

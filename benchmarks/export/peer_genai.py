@@ -57,13 +57,13 @@ def build(work: Path, out: Path, precision: str, options: Sequence[str]) -> floa
     """Seconds that the builder took, now or before."""
     kept = out / "seconds"
     if kept.exists():
-        return float(kept.read_text())
+        return float(kept.read_text(encoding="utf-8"))
     command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-i", str(work / LANGUAGE_FOLDER), "-o", str(out)]
     command += ["-p", precision, "-e", "cpu", "-c", str(work / "genai" / "cache")]
     started_s = time.perf_counter()
     subprocess.run([*command, *(["--extra_options", *options] if options else [])], check=True, stdout=sys.stderr)
-    kept.write_text(str(time.perf_counter() - started_s))
-    return float(kept.read_text())
+    kept.write_text(str(time.perf_counter() - started_s), encoding="utf-8")
+    return float(kept.read_text(encoding="utf-8"))
 
 
 def logits_of(model: Path) -> Logits:
@@ -79,7 +79,7 @@ def logits_of(model: Path) -> Logits:
 
 
 def head_size_of(model: Path) -> int:
-    return int(json.loads((model.parent / "genai_config.json").read_text())["model"]["decoder"]["head_size"])
+    return int(json.loads((model.parent / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"])
 
 
 def feeds_of(specs: Sequence[Any], ids: Sequence[int], head_size: int) -> dict[str, NDArray[Any]]:

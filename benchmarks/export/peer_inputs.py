@@ -27,7 +27,7 @@ def write_inputs(work: Path, gguf: Path, records: Path, other: Path, shuffle: in
     asked = {"gguf": str(gguf), "records": str(records), "other": str(other), "shuffle": shuffle}
     path = work / INPUTS_FILE
     if path.exists():
-        if (before := json.loads(path.read_text())["asked"]) != asked:
+        if (before := json.loads(path.read_text(encoding="utf-8"))["asked"]) != asked:
             raise SystemExit(f"{work} was made of {before}, not of {asked}; give another --work")
         return
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -36,11 +36,13 @@ def write_inputs(work: Path, gguf: Path, records: Path, other: Path, shuffle: in
         shuffle_channels(model, shuffle)
     model.save_pretrained(work / LANGUAGE_FOLDER)
     tokenizer.save_pretrained(work / LANGUAGE_FOLDER)
-    pairs = list(question_answers(json.loads(records.read_text())))
-    spelled = {DRIVING: " ".join(pairs[HELD_OUT]), OTHER: other.read_text()}
+    pairs = list(question_answers(json.loads(records.read_text(encoding="utf-8"))))
+    spelled = {DRIVING: " ".join(pairs[HELD_OUT]), OTHER: other.read_text(encoding="utf-8")}
     texts = {name: tokenizer(text)["input_ids"][:TEXT_TOKENS] for name, text in spelled.items()}
     calibration = tokenizer(" ".join(pairs[CALIBRATION]))["input_ids"][:CALIBRATION_TOKENS]
-    path.write_text(json.dumps({"asked": asked, "texts": texts, "spelled": spelled, "calibration": calibration}))
+    path.write_text(
+        json.dumps({"asked": asked, "texts": texts, "spelled": spelled, "calibration": calibration}), encoding="utf-8"
+    )
 
 
 def _dequantized(gguf: Path) -> Any:

@@ -30,7 +30,7 @@ def main() -> None:
     source, out, inputs = work / "genai" / "fp32", work / "ort" / name, inputs_of(work)
     build(work, source, "fp32", ())
     out.mkdir(parents=True, exist_ok=True)
-    (out / "genai_config.json").write_text((source / "genai_config.json").read_text())
+    (out / "genai_config.json").write_text((source / "genai_config.json").read_text(encoding="utf-8"), encoding="utf-8")
     started_s = time.perf_counter()
     _quantize(source / "model.onnx", out / "model.onnx", name, inputs)
     seconds = time.perf_counter() - started_s

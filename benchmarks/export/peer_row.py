@@ -80,7 +80,7 @@ def blocks(weights: int, bits: int, block: int, *, scale_bits: int, zero_bits: i
 
 
 def inputs_of(work: Path) -> Inputs:
-    found = json.loads((work / INPUTS_FILE).read_text())
+    found = json.loads((work / INPUTS_FILE).read_text(encoding="utf-8"))
     return Inputs(found["texts"], found["spelled"], found["calibration"])
 
 

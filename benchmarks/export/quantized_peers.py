@@ -154,14 +154,14 @@ def _row(peer: Peer, variant: str, arguments: argparse.Namespace) -> list[dict[s
         kept.parent.mkdir(exist_ok=True)
         command = [str(peer.python), "-m", peer.module, "--work", str(arguments.work), "--variant", variant]
         variables = environment(arguments.threads) | {"PYTHONPATH": str(ROOT)}
-        with log.open("w") as messages:
-            ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables)
+        with log.open("w", encoding="utf-8") as messages:
+            ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=messages, text=True, env=variables, encoding="utf-8")
         if ended.returncode:
-            last = (log.read_text().strip().splitlines() or [""])[-1]
+            last = (log.read_text(encoding="utf-8").strip().splitlines() or [""])[-1]
             print(f"{peer.name} {variant}: failed, {last} ({log})", file=sys.stderr, flush=True)
             return []
-        kept.write_text(ended.stdout.strip().splitlines()[-1])
-    return [{"peer": peer.name, "variant": variant, **json.loads(kept.read_text())}]
+        kept.write_text(ended.stdout.strip().splitlines()[-1], encoding="utf-8")
+    return [{"peer": peer.name, "variant": variant, **json.loads(kept.read_text(encoding="utf-8"))}]
 
 
 def compared(row: Mapping[str, Any], reference: Mapping[str, Any]) -> dict[str, Any]:

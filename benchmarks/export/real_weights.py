@@ -103,14 +103,14 @@ def _stamp() -> dict[str, Any]:
 
 def _is_made(folder: Path) -> bool:
     stamp = folder / STAMP
-    return stamp.is_file() and json.loads(stamp.read_text()) == _stamp()
+    return stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) == _stamp()
 
 
 def fetch(folder: Path) -> Path:
     """The wheel, downloaded into `folder`. Raises NotFetchedError."""
     flags = ("--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--quiet", "--dest", str(folder))
     command = [sys.executable, "-m", "pip", "download", *flags, f"{PACKAGE}=={VERSION}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise NotFetchedError(

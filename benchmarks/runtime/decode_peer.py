@@ -43,7 +43,7 @@ def make_peer(checkpoint: Path, out: Path, python: Path, options: tuple[str, ...
 def save_language_model(checkpoint: Path, folder: Path) -> Path:
     """Write the language model of an InternVL checkpoint as a Qwen2ForCausalLM checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     weights = load_file(checkpoint / "model.safetensors")
     named = {
         new + name.removeprefix(old): value
@@ -53,7 +53,7 @@ def save_language_model(checkpoint: Path, folder: Path) -> Path:
     }
     save_file(named, folder / "model.safetensors", {"format": "pt"})
     text = {**config["text_config"], "architectures": ["Qwen2ForCausalLM"], "dtype": config["dtype"]}
-    (folder / "config.json").write_text(json.dumps(text, indent=2))
+    (folder / "config.json").write_text(json.dumps(text, indent=2), encoding="utf-8")
     for name in TOKENIZER_FILES:
         shutil.copy(checkpoint / name, folder / name)
     return folder

@@ -32,7 +32,12 @@ class EngineProcess:
         self.label = label
         variables = environment(threads) | ({"GLIBC_TUNABLES": HUGE_PAGES} if huge_pages else {})
         self._process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
+            [str(part) for part in command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=variables,
+            encoding="utf-8",
         )
 
     def __enter__(self) -> EngineProcess:

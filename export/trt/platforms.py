@@ -157,7 +157,8 @@ def _installed_tensorrt() -> str:
     """The TensorRT that dpkg knows, "not installed" without one or without dpkg."""
     command = ["dpkg-query", "--show", "--showformat=${Status} ${Version}\\n", *TENSORRT_PACKAGES]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout  # fails when one is unknown
+        done = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8", errors="replace")
+        answer = done.stdout  # fails when one is unknown
     except FileNotFoundError:
         return "not installed"
     found = re.findall(r"^install ok installed (\S+)$", answer, re.MULTILINE)

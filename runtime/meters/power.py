@@ -91,7 +91,7 @@ class PowerMeter:
         if self._tegrastats is not None:
             command = [self._tegrastats, "--interval", str(round(INTERVAL_S * 1000))]
             self._child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace"
+                command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace", encoding="utf-8"
             )
         self._thread = threading.Thread(target=self._follow if self._child else self._poll, daemon=True, name="power-meter")
         self._thread.start()
@@ -193,7 +193,9 @@ def _power_mode(nvpmodel: str | None) -> str | None:
     if nvpmodel is None:
         return None
     try:
-        done = subprocess.run([nvpmodel, "-q"], capture_output=True, text=True, timeout=NVPMODEL_TIMEOUT_S)
+        done = subprocess.run(
+            [nvpmodel, "-q"], capture_output=True, text=True, timeout=NVPMODEL_TIMEOUT_S, encoding="utf-8", errors="replace"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = POWER_MODE.search(done.stdout)

@@ -66,7 +66,7 @@ def write_bundle(source: Source, folder: Path) -> Bundle:
     (folder / "golden.npz").write_bytes(golden.getvalue())
     weight = source.model.get_input_embeddings().weight.detach().contiguous()
     (folder / "embedding.safetensors").write_bytes(safetensors.torch.save({"weight": weight}))
-    (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str())
+    (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
     files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     manifest = Manifest(
         format_version=FORMAT_VERSION,

@@ -68,7 +68,7 @@ def run_benchmark() -> RunBenchmark:
 def _run(*words: object) -> Printed:
     command = [sys.executable, *map(str, words)]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=ROOT, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     rows = [row for line in done.stdout.splitlines() if line.startswith("{") and "machine" in (row := json.loads(line))]
     return Printed(rows, done.stdout, done.stderr)

@@ -40,7 +40,7 @@ def exported_family(root: Path, family: str) -> Exported:
     graphs = write_graphs(source, folder / "bundle", DIALECTS)
     weight = source.model.get_input_embeddings().weight.detach().numpy().copy()
     (folder / "bundle" / "embedding.safetensors").write_bytes(safetensors.numpy.save({"weight": weight}))
-    (folder / "bundle" / "tokenizer.json").write_text(source.processor.tokenizer.to_str())
+    (folder / "bundle" / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
     return Exported(source, bundle_of(source, graphs, folder / "bundle"))
 
 

@@ -79,7 +79,7 @@ def load(bundle: Path, backend: str) -> FakeSession:
     file = bundle / "fake.json"
     if not file.is_file():
         raise BundleError(f"{bundle}: expected a bundle folder,\nfound no manifest")
-    values = json.loads(file.read_text())
+    values = json.loads(file.read_text(encoding="utf-8"))
     return FakeSession(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

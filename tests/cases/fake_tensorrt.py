@@ -94,7 +94,7 @@ def compile_libcuda(folder: Path) -> str:
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cuda.cpp").write_text(LIBCUDA)
+    (folder / "cuda.cpp").write_text(LIBCUDA, encoding="utf-8")
     library = folder / "libcuda.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-std=c++17", "-o", str(library), str(folder / "cuda.cpp")], check=True)
     return str(library)

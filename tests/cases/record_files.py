@@ -143,5 +143,5 @@ def _drivekd_record(number: int, capability: str, question: str, answer: str, pi
 
 def _write(path: Path, value: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(value), encoding="utf-8")
     return path

@@ -167,7 +167,7 @@ def write_small_bundle(folder: Path, **changed: bytes) -> Path:
 def write_manifest(folder: Path, data: bytes) -> None:
     """A manifest with its right digest: what someone writes who wants to get past it."""
     (folder / "manifest.json").write_bytes(data)
-    (folder / "bundle.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n")
+    (folder / "bundle.sha256").write_text(hashlib.sha256(data).hexdigest() + "\n", encoding="utf-8")
 
 
 def recompute(folder: Path, manifest: Manifest) -> None:

@@ -100,10 +100,10 @@ def write_tiny_run(folder: Path, tokenizer: Tokenizer, family: str = "internvl")
         model = sharpened(build(size, tokenizer, seed=seed), 3.0 if family in FAMILIES else 5.0)
         write_checkpoint(checkpoint, model, tokenizer, camera_size_px=QWEN_CAMERA_SIZE_PX)
     records = _write_pictures(folder / "images")
-    (folder / "train.json").write_text(json.dumps(records))
+    (folder / "train.json").write_text(json.dumps(records), encoding="utf-8")
     asked = [{**record, "messages": record["messages"][:1]} for record in records]
-    (folder / "unlabelled.json").write_text(json.dumps(asked))
-    run.yaml.write_text(yaml.safe_dump(SETTINGS))
+    (folder / "unlabelled.json").write_text(json.dumps(asked), encoding="utf-8")
+    run.yaml.write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
     return run
 
 

@@ -51,12 +51,12 @@ def open_never(path: Path) -> Session:
 
 def open_one_after_another(path: Path, *, turn: Path, **options: Any) -> Session:
     """The bundle that the file `turn` names: one that was exchanged on the disk."""
-    return load_bundle(Path(turn.read_text()), **options)
+    return load_bundle(Path(turn.read_text(encoding="utf-8")), **options)
 
 
 def _faulty(infer: Callable[[Any], Any], trigger: Path) -> Callable[[Any], Any]:
     def faulty(feeds: dict[str, Any]) -> Any:
-        fault = trigger.read_text() if trigger.exists() else ""
+        fault = trigger.read_text(encoding="utf-8") if trigger.exists() else ""
         if fault:
             trigger.unlink()
         if fault == "raises":
