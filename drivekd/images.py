@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,8 +138,17 @@ def load_image(path: Path) -> RGBImage:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: image cannot be read ({error.strerror})") from error
+        raise DataError(f"{path}: image cannot be read ({error.strerror}){_locale_advice(path)}") from error
+    except ValueError as error:  # a name that this locale cannot spell, or one with a zero in it
+        raise DataError(f"{path}: image cannot be read ({error}){_locale_advice(path)}") from error
     return decode_image(data, str(path))
+
+
+def _locale_advice(path: Path) -> str:
+    encoding = sys.getfilesystemencoding()
+    if encoding == "utf-8" or str(path).isascii():
+        return ""
+    return f"; this locale looks names up in {encoding}: set PYTHONUTF8=1 if the file has a UTF-8 name"
 
 
 def decode_image(data: bytes, source: str) -> RGBImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -22,6 +23,13 @@ def configure_logging(verbose: bool = False) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
+
+
+def take_every_letter() -> None:
+    """What the terminal's encoding lacks is written as \\u2192 to stdout and stderr: an arrow under Latin-1 ends no program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's stream is left alone
+            stream.reconfigure(errors="backslashreplace")
 
 
 class ProgressLine:

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from drivekd.errors import DrivekdError
-from drivekd.log import configure_logging
+from drivekd.log import configure_logging, take_every_letter
 
 
 class Verbs(TyperGroup):
@@ -69,6 +69,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def main() -> None:
     """Entry point of the `drivekd` command."""
+    take_every_letter()
     configure_logging()
     try:
         app(standalone_mode=True)

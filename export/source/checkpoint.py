@@ -123,7 +123,8 @@ def _merged(base: PreTrainedModel, adapter: CheckpointFiles) -> PreTrainedModel:
     if kind != PeftType.LORA.value:
         raise CheckpointError(f"{adapter.path / ADAPTER_CONFIG}: peft_type is {kind!r}; only LORA can be merged")
     try:
-        model = PeftModel(base, LoraConfig.from_pretrained(str(adapter.path)))
+        # not LoraConfig.from_pretrained, which reads the file in the locale's encoding
+        model = PeftModel(base, LoraConfig.from_peft_type(**adapter.json(ADAPTER_CONFIG)))
         found = set_peft_model_state_dict(model, load_file(adapter.path / ADAPTER_WEIGHTS))
     except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{adapter.path}: does not fit its base ({error})") from error

@@ -13,7 +13,7 @@ import pytest
 import torch
 from opened_files import watched_opens
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from slow_tokenizer import CORPUS, write_slow_tokenizer
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
@@ -26,28 +26,7 @@ from drivekd.models.tiny import SPECIAL_TOKENS, TinySize, tiny_config, write_che
 pytestmark = pytest.mark.numerics
 
 SIZE = TinySize(vision_layers=2, vision_width=32, language_layers=2, language_width=32, image_size_px=56, vocab_size=400)
-CORPUS = ["What's the light? It is RED, isn't it?  No: 3 cars;\n\n  12.5 m ahead.\tÜber die Straße 前方红灯"] * 20
 TEXTS = [*CORPUS[:1], "I'LL go", "1234567", "a  b   c ", "\r\n\n x", "<|im_start|>user\n<img><IMG_CONTEXT></img>", "é é", "…!?\n"]
-
-
-def qwen2_like_tokenizer() -> Tokenizer:
-    """A BPE of bytes and merges alone, as vocab.json and merges.txt hold it; special tokens stand behind the vocabulary."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(vocab_size=380, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
-def write_slow_tokenizer(folder: Path) -> None:
-    model = json.loads(qwen2_like_tokenizer().to_str())["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    added = {str(len(model["vocab"]) + i): {"content": token, **flags} for i, token in enumerate(SPECIAL_TOKENS)}
-    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": added, "eos_token": "<|im_end|>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": "{{ messages[0]['content'] }}"}))
 
 
 def in_original_names(weights: dict[str, Tensor], num_vision_layers: int) -> dict[str, Tensor]:

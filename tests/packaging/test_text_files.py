@@ -17,7 +17,7 @@ FOLDERS = ("drivekd", "export", "runtime", "ros2_ws", "benchmarks", "tests/cases
 WHOLE = {"read_text", "write_text"}  # methods of Path: text, always
 PROCESSES = {"run", "Popen", "check_output", "check_call", "call"}
 TEXT_FLAGS = ("text", "universal_newlines")
-ALWAYS_TEXT = {"TextIOWrapper", "FileHandler", "RotatingFileHandler", "reconfigure"}
+ALWAYS_TEXT = {"TextIOWrapper", "FileHandler", "RotatingFileHandler"}
 OTHER_OPENERS = {"av", "Image", "os", "rung", "self", "step", "branch"}  # X.open(): of these, no file of text
 TEXT_MODES = set("rwax+t")
 

@@ -54,7 +54,7 @@ class Listener(Node):
     def _on_answer(self, message: Answer) -> None:
         self._typed[message.capability] += 1
         self._valid[message.capability] += message.valid
-        sys.stdout.write(json.dumps(answer_json(message), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(answer_json(message), ensure_ascii=sys.stdout.encoding.lower() != "utf-8") + "\n")
         sys.stdout.flush()
 
 
