@@ -129,6 +129,11 @@ class DataConfig(Section):
     )
     image_root: Path | None = Field(default=None, description="Folder of relative image paths; default: the records' own folder.")
     capabilities: list[Capability] = Field(default=list(CAPABILITIES), min_length=1, description="Train on these alone.")
+    structured: Literal["none", "also", "only"] = Field(
+        default="none",
+        description="also: a labelled record is learnt a second time as JSON, asked with prompts.structured_instruction; "
+        "only: as JSON alone.",
+    )
 
     @field_validator("tiles")
     @classmethod
@@ -255,6 +260,11 @@ class PromptsConfig(Section):
     reasoning: str = "What object should the ego vehicle notice first? Why?"
     planning: str = "The ego vehicle drives at {ego_speed_mps} m/s. In this scenario, what should the ego vehicle do? Why?"
     variables: dict[str, int | float | str] = Field(default={"ego_speed_mps": 8}, description="Values used when none is given.")
+    structured_instruction: str = Field(
+        default="\nAnswer as JSON.",
+        min_length=1,
+        description="Stands behind a question whose answer shall be JSON, in training (data.structured) and in the bundle.",
+    )
     note: str = Field(default="", description="What whoever reads the answers must know; `drivekd run` prints it.")
     max_new_tokens: dict[Capability, Positive] = Field(
         default={},

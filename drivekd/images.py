@@ -184,6 +184,20 @@ def decode_image(data: bytes, source: str) -> RGBImage:
     return check_image(array, source)
 
 
+def image_size_px(path: Path) -> tuple[int, int]:
+    """Width and height of the picture that `load_image` gives, from the file's head alone. Raises DataError naming the file."""
+    try:
+        with path.open("rb") as file:
+            form = image_format(file.read(64))
+        if form is None:
+            raise DataError(f"{path}: not an image of a format that is taken ({FORMATS_TAKEN})")
+        with Image.open(path, formats=(form,)) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in _ON_THEIR_SIDE else (width, height)
+    except (UnidentifiedImageError, Image.DecompressionBombError, *_BROKEN) as error:
+        raise DataError(f"{path}: the image's size cannot be read ({type(error).__name__}: {error})") from error
+
+
 # Pillow's and its codecs' words for a broken file: they index, unpack and look up what they read before they check it.
 _CARELESS = (LookupError, TypeError, AttributeError, OverflowError, struct.error, zlib.error)
 _BROKEN = (OSError, SyntaxError, ValueError, RuntimeError, EOFError, *_CARELESS)
@@ -208,12 +222,17 @@ def _upright(image: Image.Image) -> Image.Image:
     Like PIL.ImageOps.exif_transpose; that one writes the other EXIF tags anew, and fails on the odd ones of some cameras.
     """
     image.load()
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1, upright, where the file says nothing or cannot be understood."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _BROKEN:  # broken notes about a picture that is whole
-        return image
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 _TURNS = {  # how the stored picture is brought upright (Exif 2.32, table 4)
@@ -225,6 +244,7 @@ _TURNS = {  # how the stored picture is brought upright (Exif 2.32, table 4)
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 
 
 def _words(error: Exception, data: bytes) -> str:

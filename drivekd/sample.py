@@ -23,7 +23,8 @@ class Sample:
     images: one per camera, in the order in which the model sees them; cameras: their names, () = the record does not say.
     answer_form: how the answer is scored; records call it meta.kind. topic: what the question is about, a finer name within the
     capability, free text. scene: what train and test must not share; frame: one moment of it. id: the question's in the data set
-    that it is from (DriveLM's scene_frame_index). tag: DriveBench's numbers. hop: NuScenes-QA's.
+    that it is from (DriveLM's scene_frame_index). tag: DriveBench's numbers. hop: NuScenes-QA's. structured: what the record
+    itself gives as the answer in JSON (compact, see drivekd/structured), None where it gives none.
     """
 
     source: str
@@ -39,3 +40,4 @@ class Sample:
     id: str = ""
     tag: tuple[int, ...] = ()
     hop: int | None = None
+    structured: str | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from .oracle import FAST_MPS, Action, Cause, Plan, plan, reaches_lead
 from .picture.labels import Label, describe_actor
 from .scene.scene import Actor, ActorKind, LeadState, Scene
 from .scene.street import SignalState
+from .structured import structured_notice, structured_plan, structured_scene
 
 Key = TypeVar("Key", bound=str)
 
@@ -89,18 +90,25 @@ class Meta(TypedDict):
     ego_speed_mps: int
 
 
-class Record(TypedDict):
-    """One question in the Drive-KD format; without the assistant's message when it is unlabelled."""
-
+class _Record(TypedDict):
     messages: list[Message]
     images: list[str]
     question_type: Capability
     meta: Meta
 
 
+class Record(_Record, total=False):
+    """One question in the Drive-KD format; without the assistant's message when it is unlabelled.
+
+    structured: the same answer as an object of the capability's schema; of a capability's default question alone.
+    """
+
+    structured: dict[str, Any]
+
+
 @dataclass(frozen=True)
 class Question:
-    """cameras: which pictures are shown; () means all of them."""
+    """cameras: which pictures are shown; () means all of them. structured: see Record."""
 
     capability: Capability
     topic: str
@@ -108,6 +116,7 @@ class Question:
     text: str
     answer: str
     cameras: tuple[str, ...] = ()
+    structured: dict[str, Any] | None = None
 
 
 def records_of(scene: Scene, labels: Sequence[Label], image_paths: Mapping[str, str], *, scene_name: str) -> list[Record]:
@@ -117,7 +126,9 @@ def records_of(scene: Scene, labels: Sequence[Label], image_paths: Mapping[str, 
 
 def without_answer(record: Record) -> Record:
     """The same record, unlabelled."""
-    return {**record, "messages": record["messages"][:1]}
+    bare: Record = {**record, "messages": record["messages"][:1]}
+    bare.pop("structured", None)
+    return bare
 
 
 def questions_of(scene: Scene, labels: Sequence[Label]) -> list[Question]:
@@ -132,7 +143,7 @@ def questions_of(scene: Scene, labels: Sequence[Label]) -> list[Question]:
 
 def _record(question: Question, scene: Scene, image_paths: Mapping[str, str], scene_name: str) -> Record:
     cameras = list(question.cameras or image_paths)
-    return {
+    record: Record = {
         "messages": [
             {"role": "user", "content": "<image>" * len(cameras) + question.text},
             {"role": "assistant", "content": question.answer},
@@ -147,6 +158,9 @@ def _record(question: Question, scene: Scene, image_paths: Mapping[str, str], sc
             "ego_speed_mps": scene.ego_speed_mps,
         },
     }
+    if question.structured is not None:
+        record["structured"] = question.structured
+    return record
 
 
 def _signal(scene: Scene) -> Question:
@@ -178,7 +192,7 @@ def _scene(scene: Scene, labels: Sequence[Label]) -> Question:
     facts["Road"] = "straight" if scene.road.bend == "straight" else f"curves to the {scene.road.bend}"
     facts["Left lane"], facts["Right lane"] = scene.lane_state("left"), scene.lane_state("right")
     answer = " ".join(f"{name}: {fact}." for name, fact in facts.items())
-    return Question("perception", "scene", "open", SCENE_QUESTION, answer)
+    return Question("perception", "scene", "open", SCENE_QUESTION, answer, structured=structured_scene(scene, labels))
 
 
 def _named(actor: Actor, number: int, label: Label | None) -> str:
@@ -215,7 +229,8 @@ def _notice(scene: Scene, decided: Plan) -> Question:
         "nothing": "",
     }
     text = NOTICE_QUESTION.format(ego_speed_mps=scene.ego_speed_mps)
-    return Question("reasoning", "notice", "choice", text, _option(_CAUSES, decided.cause) + facts[decided.cause])
+    answer = _option(_CAUSES, decided.cause) + facts[decided.cause]
+    return Question("reasoning", "notice", "choice", text, answer, structured=structured_notice(scene, decided))
 
 
 def _collision(scene: Scene) -> Question:
@@ -233,7 +248,7 @@ def _collision(scene: Scene) -> Question:
 def _action(scene: Scene, decided: Plan) -> Question:
     text = ACTION_QUESTION.format(ego_speed_mps=scene.ego_speed_mps)
     answer = f"{_option(ACTIONS, decided.action)} Reason: {decided.reason}."
-    return Question("planning", "action", "choice", text, answer)
+    return Question("planning", "action", "choice", text, answer, structured=structured_plan(decided))
 
 
 def _lane(scene: Scene, side: str) -> Question:

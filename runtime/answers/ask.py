@@ -94,10 +94,13 @@ class Ask:
         if self.question is not None and not _is_text(self.question):
             raise UsageError(f"question is {self.question!r:.80}; expected text in Unicode, without halves of characters")
 
-    def questions(self, prompts: Mapping[str, str], defaults: Mapping[str, object]) -> dict[str, str]:
+    def questions(
+        self, prompts: Mapping[str, str], defaults: Mapping[str, object], *, structured_instruction: str = ""
+    ) -> dict[str, str]:
         """What is asked, by capability: the bundle's templates with their variables filled in, or the literal question.
 
-        prompts, defaults: the bundle's templates by capability, and its variables. Everything that can be wrong with what is
+        prompts, defaults, structured_instruction: the bundle's templates by capability, its variables, and what stands behind a
+        question whose answer shall be JSON. Everything that can be wrong with what is
         asked, apart from its length, is found here.
         Raises UsageError: an unknown capability or variable, none, several or a schema for one question, not one new token.
 
@@ -120,7 +123,8 @@ class Ask:
             raise UsageError(f"no capability asked; this bundle has: {', '.join(prompts)}")
         if unknown := [name for name in names if name not in prompts]:
             raise UsageError(f"capability {unknown[0]!r} is unknown; this bundle has: {', '.join(prompts)}")
-        return {name: fill_template(prompts[name], values) for name in names}
+        behind = structured_instruction if self.structured else ""
+        return {name: fill_template(prompts[name], values) + behind for name in names}
 
     def limits(self, manifest: Manifest, names: Iterable[str]) -> dict[str, int]:
         """Tokens that each answer may have. names: of the questions, as `questions` gives them. A free question has the largest

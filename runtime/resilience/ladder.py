@@ -205,7 +205,9 @@ class _Step:
         if images and not kept:
             raise RunnerError(f"it looks at {', '.join(rung.cameras or ())}; this frame has {', '.join(images)}")
         if rung.max_new_tokens is not None:
-            questions = ask.questions(session.manifest.prompts, session.variables)
+            questions = ask.questions(
+                session.manifest.prompts, session.variables, structured_instruction=session.manifest.structured_instruction
+            )
             wanted = ask.limits(session.manifest, questions)
             ask = replace(ask, max_new_tokens={name: min(rung.max_new_tokens, tokens) for name, tokens in wanted.items()})
         answers = session.answer_ask(kept, ask)

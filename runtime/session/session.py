@@ -106,7 +106,9 @@ class Session(Answering):
             raise RunnerError("the session is closed; load the bundle again")
         deadline = Deadline(ask.deadline_ms, ask.cancelled)
         self.timings_ms, self.counts = {}, {}
-        questions = ask.questions(self.manifest.prompts, self.variables)
+        questions = ask.questions(
+            self.manifest.prompts, self.variables, structured_instruction=self.manifest.structured_instruction
+        )
         limits = tuple(ask.limits(self.manifest, questions).values())
         branches = [opened(self._grammars.constraint(name, tuple(images)) if ask.structured else None) for name in questions]
         ids = {

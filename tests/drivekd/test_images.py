@@ -19,6 +19,7 @@ from drivekd.images import (
     RGBImage,
     check_image,
     decode_image,
+    image_size_px,
     load_image,
     normalize,
     patches,
@@ -247,6 +248,14 @@ def test_a_picture_is_turned_as_exif_says(orientation: int, kind: str) -> None:
         assert np.array_equal(decode_image(data, "x"), np.asarray(ImageOps.exif_transpose(image).convert("RGB")))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", [0, *STORED_TO_SEEN])
+def test_a_size_is_that_of_the_turned_picture(tmp_path: Path, orientation: int, kind: str) -> None:
+    (tmp_path / "a").write_bytes(turned(orientation, kind, np.zeros((16, 32, 3), np.uint8)))
+    height, width, _ = load_image(tmp_path / "a").shape
+    assert image_size_px(tmp_path / "a") == (width, height)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
 def test_an_orientation_that_means_nothing_turns_nothing(orientation: int) -> None:
     assert np.array_equal(decode_image(turned(orientation), "x"), noise(6, 9))
@@ -347,21 +356,25 @@ def test_a_bad_image_is_named_with_what_is_wrong(tmp_path: Path, data: bytes, wo
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(DataError, match="cannot be read") as caught:
-            load_image(path)
-        assert str(path) in str(caught.value)
+        for read in (load_image, image_size_px):
+            with pytest.raises(DataError, match="cannot be read") as caught:
+                read(path)
+            assert str(path) in str(caught.value)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it skips
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "MPO"])
-def test_no_damage_raises_anything_but_a_data_error(kind: str) -> None:
+def test_no_damage_raises_anything_but_a_data_error(tmp_path: Path, kind: str) -> None:
     rng = np.random.default_rng(1)
     whole = encoded(noise(24, 40), kind)
     for _ in range(60):
         data = bytearray(whole[: rng.integers(1, len(whole) + 1)])
         for _ in range(4):
             data[rng.integers(0, min(len(data), rng.choice([40, len(whole)])))] = rng.integers(0, 256)
+        (tmp_path / "damaged").write_bytes(data)
         with contextlib.suppress(DataError):  # anything else fails the test
+            image_size_px(tmp_path / "damaged")
+        with contextlib.suppress(DataError):
             image = decode_image(bytes(data), "CAM_BACK")
             assert check_image(image, "CAM_BACK") is image
 

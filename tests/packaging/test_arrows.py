@@ -27,11 +27,12 @@ ARROWS = {
     GROUND: set(),
     "runtime": set(),
     "drivekd_ros": {"runtime"},
-    "data": set(),
+    "data": {"runtime"},  # a record's own structured answer is held to its schema
     "world": set(),
+    "structured": {"data", "runtime"},  # what a bundle's schemas want of records
     "models": set(),
     "quantization": set(),
-    "distill": {"data", "models", "quantization"},
+    "distill": {"data", "models", "quantization", "structured"},
     "analyze": {"data", "models", "distill"},
     "evaluate": {"data", "models", "quantization", "runtime"},  # it scores bundles as well as checkpoints
     "export": {"data", "models", "quantization", "distill", "evaluate", "runtime"},

@@ -29,8 +29,12 @@ PURE = (
     "drivekd.evaluate.extract.choice",
     "drivekd.evaluate.extract.yes_no",
     "drivekd.runtime.answers.answer.answer_fields",
+    "drivekd.runtime.answers.answer.says_nothing",
     "drivekd.runtime.answers.ask.Ask",
     "drivekd.runtime.answers.ask.Sampling",
+    "drivekd.structured.shape.fitting",
+    "drivekd.structured.words.actions_of",
+    "drivekd.structured.words.category_of",
 )
 OF_A_BUNDLE = (  # given: `bundle` and `checkpoint`, tiny ones; `image`, uint8 [40, 60, 3]; `out`, a path where nothing is
     "drivekd.export.bundle.bundle_from_checkpoint",

@@ -3,6 +3,7 @@
     {"messages": [{"role": "user", "content": "<image>...question"}, {"role": "assistant", "content": "answer"}],
      "images": ["path of the first <image>", ...],
      "question_type": "perception" | "reasoning" | "planning",
+     "structured": {"objects": [...]},                                  optional: the answer as an object, see structured.py
      "meta": {...}}                                                     optional; see meta.py
 
 Other spellings: turns.py. Choices made here: a system turn is left out, since the checkpoint's own prompt holds in the car; each
@@ -24,6 +25,7 @@ from .markers import IMAGE_MARKER, Unmarked, unmark
 from .meta import checked_meta
 from .pictures import PictureFinder, cameras_of
 from .problem import Faults, ParsedRecord, check_surrogates
+from .structured import checked_structured
 from .turns import Exchange, exchanges, found
 
 
@@ -50,6 +52,10 @@ def parse_messages(record: object, source: str, reading: Reading) -> ParsedRecor
     capability = _capability(record, reading, faults)
     if not asked:
         return faults.record((), record)
+    cameras = tuple(meta.get("cameras", ()))
+    if record.get("structured") is not None and len(asked) > 1:
+        faults.add("structured", f"structured: one answer for a record of {len(asked)} turns; give each turn a record of its own")
+    structured = checked_structured(record.get("structured"), capability, cameras, faults)
     shown = unmark(asked[0].user.text, len(images), asked[0].user.field, faults)
     samples = []
     for number, exchange in enumerate(asked, 1):
@@ -57,7 +63,7 @@ def parse_messages(record: object, source: str, reading: Reading) -> ParsedRecor
         question, answer = _texts(exchange, shown, reading, place)
         form = _answer_form(meta.get("kind"), exchange, question, answer, place)
         if not place.problems:
-            cameras = tuple(meta.get("cameras", ())) or shown.cameras or cameras_of(written)
+            cameras = cameras or shown.cameras or cameras_of(written)
             sample = Sample(
                 source=place.source,
                 capability=cast(Capability, capability),
@@ -72,6 +78,7 @@ def parse_messages(record: object, source: str, reading: Reading) -> ParsedRecor
                 id=_id(record, meta, number if len(asked) > 1 else 0),
                 tag=tuple(meta.get("tag", ())),
                 hop=meta.get("hop"),
+                structured=structured,
             )
             samples.append(sample)
     return faults.record(tuple(samples), record)

@@ -19,6 +19,7 @@ ProblemKind = Literal[
     "question_type",
     "meta",
     "options",
+    "structured",  # the record's own answer as an object does not fit its schema
     "lone surrogate",
     "other field",
 ]

@@ -13,7 +13,7 @@ from drivekd.errors import DataError
 from drivekd.files import whole_file
 from drivekd.sample import Sample
 
-_READ = ("messages", "conversations", "images", "image", "question_type", "meta", "id", "system")  # of a raw record: said anew
+_READ = ("messages", "conversations", "images", "image", "question_type", "meta", "id", "system", "structured")  # of a raw record: said anew
 
 
 def drivekd_record(sample: Sample, folder: Path, raw: object = None) -> dict[str, object]:
@@ -30,6 +30,7 @@ def drivekd_record(sample: Sample, folder: Path, raw: object = None) -> dict[str
         "images": [written_path(image, folder) for image in sample.images],
         "question_type": sample.capability,
         "meta": _meta(sample, other.get("meta")),
+        **({} if sample.structured is None else {"structured": json.loads(sample.structured)}),
         **{key: value for key, value in other.items() if key not in _READ},
     }
 

@@ -117,7 +117,7 @@ def run_contract(
         prompts=texts,
         variables=dict(prompts.variables),
         note=prompts.note,
-        structured_instruction="",
+        structured_instruction="" if config.data.structured == "none" else prompts.structured_instruction,
         max_new_tokens=dict[str, int](_budgets(config, positions, collate, samples).items()),
         data={},
     )

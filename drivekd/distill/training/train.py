@@ -27,6 +27,7 @@ from drivekd.errors import ConfigError, DataError, DrivekdError, TrainingError
 from drivekd.files import refuse_non_empty
 from drivekd.log import logger
 from drivekd.sample import Capability, Sample
+from drivekd.structured.targets import taught_samples
 
 from .resume import _check_same_run, _free_keys
 
@@ -93,11 +94,24 @@ def read_training_samples(config: RunConfig) -> TrainingSamples:
     validation = read("data.validation", [config.data.validation] if config.data.validation else [], wanted)
     cameras = settled_cameras(config, [*labelled, *unlabelled, *validation])
     return TrainingSamples(
-        labelled=in_order(labelled, cameras),
+        labelled=_in_both_forms("data.train", in_order(labelled, cameras), config),
         unlabelled=[replace(sample, answer=None) for sample in in_order(unlabelled, cameras)],  # not to be learnt from
-        validation=in_order(validation, cameras),
+        validation=_in_both_forms("data.validation", in_order(validation, cameras), config),
         cameras=cameras,
     )
+
+
+def _in_both_forms(key: str, samples: list[Sample], config: RunConfig) -> list[Sample]:
+    """As data.structured says, with a word on what became of the records. Raises DataError: no record has a structured answer."""
+    mode = config.data.structured
+    if mode == "none" or not samples:
+        return samples
+    taught = taught_samples(samples, mode, config.prompts.structured_instruction)
+    num_structured = len(taught) - (len(samples) if mode == "also" else 0)
+    if not num_structured:
+        raise DataError(f"{key}: data.structured is {mode}, but none of {len(samples)} records holds a structured answer")
+    logger.info("%s: %d of %d records are learnt as JSON; the others hold nothing for it", key, num_structured, len(samples))
+    return taught
 
 
 def _check_cache_is_outside(config: RunConfig, out: Path) -> None:

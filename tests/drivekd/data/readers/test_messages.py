@@ -43,6 +43,16 @@ def write(folder: Path, *records: Any) -> Path:
     return path
 
 
+def test_a_records_own_structured_answer_is_kept_as_compact_json(tmp_path: Path) -> None:
+    (sample,) = read_samples(write(tmp_path, record(structured={"actions": ["stop"], "reason": "Glätte"})))
+    assert sample.structured == '{"actions":["stop"],"reason":"Glätte"}'
+    for wrong in ([1], "{}", 3):
+        with pytest.raises(DataError, match="record 1: structured: expected an object"):
+            read_samples(write(tmp_path, record(structured=wrong)))
+    with pytest.raises(DataError, match="record 1: structured: NaN"):
+        read_samples(write(tmp_path, record(structured={"probability": float("nan")})))
+
+
 def test_a_sound_record_becomes_a_sample(tmp_path: Path) -> None:
     path = write(tmp_path, record())
     assert read_samples(path) == [
