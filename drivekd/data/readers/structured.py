@@ -13,7 +13,7 @@ from .turns import found
 
 
 def checked_structured(value: object, capability: object, cameras: Sequence[str], faults: Faults) -> str | None:
-    """Its compact JSON, `complete` last; None without one, or with a fault, which is added. cameras: the record's, () = not said."""
+    """Its compact JSON, `complete` last; None without one, or with a fault, which is added. cameras: the record's, () = any."""
     if value is None or capability not in CAPABILITIES:
         return None
     if not isinstance(value, dict):

@@ -13,7 +13,17 @@ from drivekd.errors import DataError
 from drivekd.files import whole_file
 from drivekd.sample import Sample
 
-_READ = ("messages", "conversations", "images", "image", "question_type", "meta", "id", "system", "structured")  # of a raw record: said anew
+_READ = (
+    "messages",
+    "conversations",
+    "images",
+    "image",
+    "question_type",
+    "meta",
+    "id",
+    "system",
+    "structured",
+)  # of a raw record: said anew
 
 
 def drivekd_record(sample: Sample, folder: Path, raw: object = None) -> dict[str, object]:

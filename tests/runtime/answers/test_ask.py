@@ -64,6 +64,11 @@ def test_questions_are_the_bundles_or_one_of_the_callers() -> None:
     }
     assert Ask(question="Why {speed}?").questions(PROMPTS, DEFAULTS) == {"question": "Why {speed}?"}
     assert Ask(question="Why?", capabilities=["planning"]).questions(PROMPTS, DEFAULTS) == {"planning": "Why?"}
+    learnt = {"structured_instruction": " As JSON {speed}."}  # literally: it is no template
+    assert Ask().questions(PROMPTS, DEFAULTS, **learnt) == whole
+    assert Ask(structured=True).questions(PROMPTS, DEFAULTS, **learnt) == {
+        name: f"{question} As JSON {{speed}}." for name, question in whole.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from record_files import DRIVEKD, write_drivekd
 
 from drivekd.data.answer_forms import infer_answer_form, options
 from drivekd.data.readers import check_images, read_samples
+from drivekd.data.writers.records import drivekd_record
 from drivekd.errors import DataError
 from drivekd.sample import Sample
 
@@ -43,14 +44,46 @@ def write(folder: Path, *records: Any) -> Path:
     return path
 
 
-def test_a_records_own_structured_answer_is_kept_as_compact_json(tmp_path: Path) -> None:
-    (sample,) = read_samples(write(tmp_path, record(structured={"actions": ["stop"], "reason": "Glätte"})))
-    assert sample.structured == '{"actions":["stop"],"reason":"Glätte"}'
-    for wrong in ([1], "{}", 3):
-        with pytest.raises(DataError, match="record 1: structured: expected an object"):
-            read_samples(write(tmp_path, record(structured=wrong)))
-    with pytest.raises(DataError, match="record 1: structured: NaN"):
-        read_samples(write(tmp_path, record(structured={"probability": float("nan")})))
+def test_a_records_own_structured_answer_is_compact_json_that_fits_its_schema(tmp_path: Path) -> None:
+    own = {"actions": ["stop"], "reason": "Glätte", "probability": None}
+    (sample,) = read_samples(write(tmp_path, record(structured=own)))
+    assert sample.structured == '{"actions":["stop"],"reason":"Glätte","probability":null,"complete":true}'
+    assert drivekd_record(sample, tmp_path)["structured"] == {**own, "complete": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"structured": [1]}, "expected an object"),
+        ({"structured": "{}"}, "expected an object"),
+        ({"structured": {"actions": ["stop"]}}, "expected the properties actions, reason, probability, complete"),
+        ({"structured": {"actions": ["fly"], "reason": None, "probability": None}}, "'fly' is none of"),
+        ({"structured": {"actions": ["stop"], "reason": None, "probability": 7}}, "7 is not within 0 to 1"),
+        ({"structured": {"actions": ["stop"], "reason": None, "probability": None, "complete": False}}, "a whole answer"),
+        ({"structured": {"actions": None, "reason": "", "probability": None}}, "nothing but null"),
+        ({"structured": {"actions": None, "reason": "\ud83d", "probability": None}}, "half of a character"),
+        (
+            {
+                "structured": {
+                    "objects": [{"camera": "CAM_BACK_LEFT", "position": None, "category": "car", "status": None}],
+                },
+                "question_type": "perception",
+            },
+            "'CAM_BACK_LEFT' is none of CAM_FRONT, CAM_BACK",
+        ),
+        (
+            {
+                "structured": {"actions": ["stop"], "reason": None, "probability": None},
+                "messages": [*messages("<image><image>Wet?"), *messages("And now?")],
+                "meta": {},
+            },
+            "one answer for a record of 2 turns",
+        ),
+    ],
+)
+def test_a_structured_answer_that_no_model_could_give_is_named(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(DataError, match=rf"records.json, record 1: structured: .*{why}"):
+        read_samples(write(tmp_path, record(**changes)))
 
 
 def test_a_sound_record_becomes_a_sample(tmp_path: Path) -> None:

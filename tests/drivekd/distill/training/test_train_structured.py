@@ -10,12 +10,14 @@ import pytest
 from tiny_run import NO_TEACHERS, TinyRun
 
 from drivekd.config import load_config
-from drivekd.data.convert import convert_file
+from drivekd.contract import read_contract
 from drivekd.data.readers import read_samples
+from drivekd.data.writers.convert import convert_file
 from drivekd.distill.training.train import read_training_samples, train
 from drivekd.errors import ConfigError, DataError
+from drivekd.hf_checkpoint import load_processor
 from drivekd.runtime.answers.schemas import default_schemas, valid_answer
-from drivekd.sample import Sample
+from drivekd.sample import CAPABILITIES, Sample
 
 INSTRUCTION = "\nAnswer as JSON."
 TAG = "<c1,CAM_FRONT,0.5,0.5>"
@@ -98,6 +100,15 @@ def test_the_instruction_tells_the_forms_apart_so_it_cannot_be_empty(tiny_run: T
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_learns_both_forms(tiny_run: TinyRun, drivekd_file: Path, drivelm_file: Path, tmp_path: Path) -> None:
     files = f"data.train=[{drivekd_file},{drivelm_file}]"
-    config = tiny_run.config(files, "data.validation=null", "data.structured=also", "training.steps=2", "training.packing=frame")
+    alone = ("data.validation=null", "data.unlabelled=[]", "training.unlabelled_batch_size=0")
+    config = tiny_run.config(files, *alone, "data.structured=also", "training.steps=2", "training.packing=frame")
     summary = train(config, tmp_path / "run")
+    contract = read_contract(summary.final)
+    assert contract is not None
+    assert contract.structured_instruction == INSTRUCTION
+    longest = dict.fromkeys(CAPABILITIES, 0)
+    encode = load_processor(summary.final).prompts.answer
+    for sample in read_training_samples(config).labelled:
+        longest[sample.capability] = max(longest[sample.capability], len(encode(sample.answer or "")))
+    assert all(contract.max_new_tokens[name] > tokens for name, tokens in longest.items()), "the JSON has room"
     assert set(summary.loss) >= {"ce"}

@@ -1,7 +1,8 @@
-"""A structured answer in which nothing but null stands is no answer: marked wherever it goes."""
+"""Structured answers of a session and all behind it: of nulls alone they are marked; JSON is asked for as training did."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
@@ -86,3 +87,21 @@ def test_run_says_so(mute_bundle: Path, tmp_path: Path) -> None:
     assert all(" (says nothing): {" in line for line in report.lines())
     found = json.loads(json.dumps(report.to_json()))["answers"]
     assert {answer["valid"] for answer in found.values()} == {False}
+
+
+@pytest.mark.numerics
+@pytest.mark.usefixtures("one_thread")
+def test_a_bundle_that_learnt_json_is_asked_for_it_as_in_training(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    recompute(folder, dataclasses.replace(read_bundle(bundle).manifest, structured_instruction="\nAs JSON."))
+    with load_bundle(folder, threads=1, gate=False) as session:
+        asked: list[str] = []
+        suffix = session.model.prompts.suffix
+        monkeypatch.setattr(session.model.prompts, "suffix", lambda text: asked.append(text) or suffix(text))  # type: ignore[func-returns-value]
+        session.answer(IMAGES, max_new_tokens=1)
+        free = list(asked)
+        session.answer(IMAGES, structured=True, max_new_tokens=1)
+        assert asked[len(free) :] == [f"{text}\nAs JSON." for text in free]
