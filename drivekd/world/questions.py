@@ -27,11 +27,11 @@ _FRONT = "CAM_FRONT"
 _EGO = "The ego vehicle drives at {ego_speed_mps} m/s. "
 OPTIONS_INTRO = " Options: "
 
-_SIGNALS: dict[SignalState, str] = {"red": "Red.", "green": "Green.", "none": "There is no signal."}
-_LEADS: dict[LeadState, str] = {"near": "Near, within 15 m.", "far": "Farther away.", "none": "There is none."}
-_ROADS = {"straight": "It is straight.", "left": "It curves to the left.", "right": "It curves to the right."}
+SIGNALS: dict[SignalState, str] = {"red": "Red.", "green": "Green.", "none": "There is no signal."}
+LEADS: dict[LeadState, str] = {"near": "Near, within 15 m.", "far": "Farther away.", "none": "There is none."}
+ROADS = {"straight": "It is straight.", "left": "It curves to the left.", "right": "It curves to the right."}
 _CLASSES = {"car": "A car or van.", "large": "A truck or bus.", "person": "A pedestrian or cyclist."}
-_CAUSES: dict[Cause, str] = {
+CAUSES: dict[Cause, str] = {
     "signal": "The traffic signal.",
     "vehicle": "The vehicle ahead.",
     "pedestrian": "A pedestrian.",
@@ -59,12 +59,17 @@ def _options(texts: Mapping[Key, str]) -> str:
     return " ".join(f"{letter}. {text}" for letter, text in zip("ABCDE", texts.values(), strict=False))
 
 
+def letter_of(texts: Mapping[Key, str], key: Key) -> str:
+    """The option's letter: its place among the texts of a topic."""
+    return "ABCDE"[list(texts).index(key)]
+
+
 def _option(texts: Mapping[Key, str], key: Key) -> str:
-    return f"{'ABCDE'[list(texts).index(key)]}. {texts[key]}"
+    return f"{letter_of(texts, key)}. {texts[key]}"
 
 
 SCENE_QUESTION = "What matters in the scene ahead?"
-NOTICE_QUESTION = _EGO + "What should it notice first?" + OPTIONS_INTRO + _options(_CAUSES)
+NOTICE_QUESTION = _EGO + "What should it notice first?" + OPTIONS_INTRO + _options(CAUSES)
 ACTION_QUESTION = _EGO + "What should it do?" + OPTIONS_INTRO + _options(ACTIONS)
 
 PROMPTS: dict[Capability, str] = {
@@ -164,18 +169,18 @@ def _record(question: Question, scene: Scene, image_paths: Mapping[str, str], sc
 
 
 def _signal(scene: Scene) -> Question:
-    text = "What does the traffic signal ahead show?" + OPTIONS_INTRO + _options(_SIGNALS)
-    return Question("perception", "signal", "choice", text, _option(_SIGNALS, scene.signal), (_FRONT,))
+    text = "What does the traffic signal ahead show?" + OPTIONS_INTRO + _options(SIGNALS)
+    return Question("perception", "signal", "choice", text, _option(SIGNALS, scene.signal), (_FRONT,))
 
 
 def _lead(scene: Scene) -> Question:
-    text = "Where is the nearest vehicle ahead in the ego lane?" + OPTIONS_INTRO + _options(_LEADS)
-    return Question("perception", "lead", "choice", text, _option(_LEADS, scene.lead_state), (_FRONT,))
+    text = "Where is the nearest vehicle ahead in the ego lane?" + OPTIONS_INTRO + _options(LEADS)
+    return Question("perception", "lead", "choice", text, _option(LEADS, scene.lead_state), (_FRONT,))
 
 
 def _road(scene: Scene) -> Question:
-    text = "How does the road run ahead?" + OPTIONS_INTRO + _options(_ROADS)
-    return Question("perception", "road", "choice", text, _option(_ROADS, scene.road.bend), (_FRONT,))
+    text = "How does the road run ahead?" + OPTIONS_INTRO + _options(ROADS)
+    return Question("perception", "road", "choice", text, _option(ROADS, scene.road.bend), (_FRONT,))
 
 
 def _scene(scene: Scene, labels: Sequence[Label]) -> Question:
@@ -229,7 +234,7 @@ def _notice(scene: Scene, decided: Plan) -> Question:
         "nothing": "",
     }
     text = NOTICE_QUESTION.format(ego_speed_mps=scene.ego_speed_mps)
-    answer = _option(_CAUSES, decided.cause) + facts[decided.cause]
+    answer = _option(CAUSES, decided.cause) + facts[decided.cause]
     return Question("reasoning", "notice", "choice", text, answer, structured=structured_notice(scene, decided))
 
 

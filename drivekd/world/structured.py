@@ -32,6 +32,7 @@ CAUSE_OBJECTS: Mapping[Cause, str] = {
     "pedestrian": "pedestrian",
     "curve": "curve of the road",
 }
+CURVE_STATUS = {"left": "road curves to the left", "right": "road curves to the right"}
 _EFFECTS: Mapping[Action, str] = {
     "keep": "keep going",
     "slow": "slow down",
@@ -56,7 +57,7 @@ def structured_scene(scene: Scene, labels: Sequence[Label]) -> dict[str, Any]:
     if scene.crossing_pedestrian is not None:
         objects.append(seen(scene.crossing_pedestrian, "crossing"))
     if scene.road.bend != "straight":
-        objects.append(_object("other", f"road curves to the {scene.road.bend}"))
+        objects.append(_object("other", CURVE_STATUS[scene.road.bend]))
     return {"objects": objects, "complete": True}
 
 

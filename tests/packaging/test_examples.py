@@ -35,6 +35,7 @@ PURE = (
     "drivekd.structured.shape.fitting",
     "drivekd.structured.words.actions_of",
     "drivekd.structured.words.category_of",
+    "drivekd.world.stated.stated_options",
 )
 OF_A_BUNDLE = (  # given: `bundle` and `checkpoint`, tiny ones; `image`, uint8 [40, 60, 3]; `out`, a path where nothing is
     "drivekd.export.bundle.bundle_from_checkpoint",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
 from drivekd.runtime.answers.schemas import default_schemas, valid_answer
-from drivekd.sample import CAPABILITIES
+from drivekd.sample import CAPABILITIES, Capability
 from drivekd.world import PROMPTS, Scene, WorldSettings, make_scene
 from drivekd.world.picture.camera import make_camera
 from drivekd.world.picture.labels import look
 from drivekd.world.questions import Question, questions_of, records_of, without_answer
+from drivekd.world.stated import STATED_TOPICS, stated_options
 
 SCHEMAS = default_schemas(("CAM_FRONT",))
 NUM_SCENES = 150
@@ -39,21 +41,52 @@ def test_the_default_question_of_each_capability_has_one_that_fits_its_schema(
             assert valid_answer(SCHEMAS[capability], question.structured) is None
 
 
-def test_it_says_what_the_free_answer_says(asked: list[tuple[Scene, dict[str, Question]]]) -> None:
-    letters = dict(zip(("keep_speed", "slow_down", "stop", "change_lane_left", "change_lane_right"), "ABCDE", strict=True))
-    causes = {"traffic signal": "A", "vehicle ahead": "B", "pedestrian": "C", "curve of the road": "D"}
-    for scene, questions in asked:
-        planned, noticed, seen = (questions[name].structured or {} for name in ("planning", "reasoning", "perception"))
-        assert questions["planning"].answer.startswith(f"{letters[planned['actions'][0]]}. ")
-        assert f"Reason: {planned['reason']}." in questions["planning"].answer
-        first = noticed["objects"][0]["object"] if noticed["objects"] else None
-        assert questions["reasoning"].answer[0] == causes.get(first, "E")
-        found = {one["category"]: one["status"] for one in seen["objects"]}
-        assert found.get("traffic_light", "none") == scene.signal
-        vehicles = [status for category, status in found.items() if category in ("car", "van", "truck", "bus")]
-        assert vehicles == ([] if scene.lead is None else [scene.lead_state])
-        assert ("pedestrian" in found) == (scene.crossing_pedestrian is not None)
-        assert (found.get("other") is None) == (scene.road.bend == "straight")
+def test_it_says_what_the_free_answers_say() -> None:
+    camera = make_camera("CAM_FRONT", WorldSettings().image_size_px)
+    for seed in range(NUM_SCENES):
+        scene = make_scene(seed)
+        questions = questions_of(scene, look(scene, camera).labels)
+        letters = {question.topic: question.answer[0] for question in questions}
+        for question in questions:
+            if question.structured is not None:
+                stated = stated_options(question.capability, question.structured)
+                assert tuple(stated) == STATED_TOPICS[question.capability]
+                assert stated == {topic: letters[topic] for topic in stated}
+        answers = {question.topic: question for question in questions}
+        assert f"Reason: {(answers['action'].structured or {})['reason']}." in answers["action"].answer
+
+
+SEEN = {"camera": "CAM_FRONT", "position": None}
+
+
+@pytest.mark.parametrize(
+    ("capability", "answer", "stated"),
+    [
+        ("planning", {"actions": None}, {"action": None}),
+        ("planning", {"actions": ["yield"]}, {"action": None}),
+        ("planning", {"actions": ["slow_down", "stop"]}, {"action": "B"}),
+        ("reasoning", {"objects": None}, {"notice": None}),
+        ("reasoning", {"objects": []}, {"notice": "E"}),
+        ("reasoning", {"objects": [{"object": None}]}, {"notice": None}),
+        ("reasoning", {"objects": [{"object": "a tram"}]}, {"notice": None}),
+        ("perception", {"objects": None}, {"signal": None, "lead": None, "road": None}),
+        ("perception", {"objects": []}, {"signal": "C", "lead": "C", "road": "A"}),
+        (
+            "perception",
+            {
+                "objects": [
+                    {**SEEN, "category": "traffic_light", "status": "red"},
+                    {**SEEN, "category": "traffic_light", "status": "green"},  # which?
+                    {**SEEN, "category": "bus", "status": None},
+                    {**SEEN, "category": "other", "status": "a puddle"},
+                ]
+            },
+            {"signal": None, "lead": None, "road": None},
+        ),
+    ],
+)
+def test_what_is_not_stated_is_not_guessed(capability: Capability, answer: dict[str, Any], stated: dict[str, Any]) -> None:
+    assert stated_options(capability, answer) == stated
 
 
 def test_a_position_is_the_middle_of_the_box_in_the_picture(asked: list[tuple[Scene, dict[str, Question]]]) -> None:
