@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from drivekd.cli.data_verbs import Out, data
 from drivekd.errors import DrivekdError
 from drivekd.log import configure_logging, take_every_letter
 
@@ -35,7 +36,6 @@ app = typer.Typer(
     add_completion=False,
     help="From a data-centre driving VLM to the computer in a car: distil, export, run, ROS 2.",
 )
-data = typer.Typer(no_args_is_help=True, help="Make, convert and check records.")
 app.add_typer(data, name="data")
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the YAML.")]
@@ -61,7 +61,6 @@ EvalOverrides = Annotated[
         help="A setting, such as device=cuda:1, precision=bf16 or shard=1/4; all: docs/evaluation.md.",
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Where the result is written.")]
 PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
 Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -119,61 +118,6 @@ def demo(
     from drivekd.demo.pipeline import run_demo
 
     typer.echo(run_demo(out, video=video))
-
-
-@data.command()
-def world(
-    out: Out,
-    frames: Annotated[int, typer.Option(min=1, help="Training frames.")] = 2000,
-    labelled: Annotated[int, typer.Option(min=0, help="How many of them keep their answers.")] = 400,
-    cameras: Annotated[str, typer.Option(help="front or six.")] = "front",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Render the built-in driving world: records, pictures, manifest, contact sheet."""
-    from drivekd.world.build import build_world_with_progress
-
-    rows = build_world_with_progress(out, frames=frames, labelled=labelled, cameras=cameras, seed=seed)
-    _print_table(f"driving world in {out}", ["", ""], rows)
-
-
-@data.command()
-def validate(
-    file: Annotated[Path, typer.Argument(help="Records in the Drive-KD format.")],
-    image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths.")] = None,
-) -> None:
-    """Check every record and image of a file; names each fault by file and record."""
-    from drivekd.data.checks.validate import validate_file
-
-    report = validate_file(file, image_root=image_root)
-    for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    _print_table(str(file), ["", ""], [[str(cell) for cell in row] for row in report.rows])
-    if not report.ok:
-        raise DrivekdError("\n       ".join(report.problems))
-
-
-@data.command()
-def convert(
-    source: Annotated[Path, typer.Argument(help="A DriveLM or DriveBench file.")],
-    out: Out,
-    image_root: Annotated[Path | None, typer.Option(help="Folder that the file's image paths start from.")] = None,
-) -> None:
-    """Convert DriveLM-nuScenes or DriveBench to the Drive-KD format."""
-    from drivekd.data.writers.convert import convert_file
-
-    report = convert_file(source, out, image_root=image_root)
-    _print_table(str(out), ["", ""], [[str(cell) for cell in row] for row in report.rows])
-
-
-@data.command()
-def overlap(first: Path, second: Path) -> None:
-    """Scenes, frames and images that two files share: a leak when one trains and the other scores."""
-    from drivekd.data.checks.overlap import overlap as find_overlap
-
-    report = find_overlap(first, second)
-    _print_table("shared", ["", ""], [[str(cell) for cell in row] for row in report.rows])
-    if not report.disjoint:
-        raise DrivekdError(f"{first} and {second} overlap; a score on one after training on the other is not a test score")
 
 
 @app.command()

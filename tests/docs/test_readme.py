@@ -56,8 +56,6 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, tiny_run: TinyRun) -> Pa
     _write_drivelm(folder)
     (folder / "data").mkdir()
     (folder / "drivebench.json").write_text(json.dumps([_drivebench_record()]))
-    shutil.copytree(tiny_run.folder / "images", folder / "data" / "images")
-    shutil.copyfile(tiny_run.folder / "train.json", folder / "data" / "test.json")
     Image.fromarray(np.full((90, 160, 3), 120, np.uint8)).save(folder / "road.jpg")
     write_video(folder / "road.mp4", [np.full((90, 160, 3), 9 * i, np.uint8) for i in range(12)], "mpeg4", "yuv420p")
     settings = yaml.safe_load((ROOT / "configs" / "internvl3-1b.yaml").read_text())
@@ -115,18 +113,23 @@ def test_everything_else_is_known() -> None:
 
 
 def _write_drivelm(folder: Path) -> None:
+    """Three scenes: as many as files of a split."""
+    scenes = {name: _drivelm_scene(folder, name) for name in ("a", "c", "d")}
+    (folder / "v1_1_train_nus.json").write_text(json.dumps({f"scene-{name}": scene for name, scene in scenes.items()}))
+
+
+def _drivelm_scene(folder: Path, name: str) -> dict[str, Any]:
     for camera in CAMERAS:
-        path = folder / "nuscenes" / "samples" / camera / "1.jpg"
-        path.parent.mkdir(parents=True)
-        Image.fromarray(np.full((45, 80, 3), 90, np.uint8)).save(path)
-    question = {"Q": "What is the moving status of object <c1,CAM_FRONT,800.0,450.0>?", "A": "Going ahead.", "tag": [0]}
+        path = folder / "nuscenes" / "samples" / camera / f"{name}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((45, 80, 3), 90 + ord(name), np.uint8)).save(path)
+    asked = "What is the moving status of object <c1,CAM_FRONT,800.0,450.0>? Options: A. Going ahead. B. Stopped."
     frame: dict[str, Any] = {
         "key_object_infos": {},
-        "QA": {name: [question] for name in ("perception", "prediction", "planning", "behavior")},
-        "image_paths": {camera: f"../nuscenes/samples/{camera}/1.jpg" for camera in CAMERAS},
+        "QA": {topic: [{"Q": asked, "A": "A", "tag": [0]}] for topic in ("perception", "prediction", "planning", "behavior")},
+        "image_paths": {camera: f"../nuscenes/samples/{camera}/{name}.jpg" for camera in CAMERAS},
     }
-    scene = {"scene_description": "A street.", "key_frames": {"frame-a": frame}}
-    (folder / "v1_1_train_nus.json").write_text(json.dumps({"scene-a": scene}))
+    return {"scene_description": "A street.", "key_frames": {f"frame-{name}": frame}}
 
 
 def _drivebench_record() -> dict[str, Any]:

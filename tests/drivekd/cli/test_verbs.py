@@ -24,8 +24,9 @@ SURFACE = {
     "data": ([], []),
     "data world": ([], ["--cameras", "--frames", "--labelled", "--out", "--seed"]),
     "data validate": (["FILE"], ["--image-root"]),
-    "data convert": (["SOURCE"], ["--image-root", "--out"]),
-    "data overlap": (["FIRST", "SECOND"], []),
+    "data convert": (["SOURCE"], ["--capability", "--frames", "--image-root", "--out", "--skip", "--to"]),
+    "data overlap": (["FIRST", "SECOND"], ["--image-root", "--image-root-a", "--image-root-b"]),
+    "data split": (["FILE"], ["--image-root", "--out", "--seed", "--test", "--validation"]),
     "train": (["CONFIG"], ["--dry-run", "--out", "--resume", "--set"]),
     "analyze": (["CONFIG"], ["--out", "--set"]),
     "eval": (
