@@ -130,6 +130,7 @@ def block(prompt: str, name: str) -> str:
 def prediction(number: int, **fields: Any) -> dict[str, Any]:
     """A line of predictions.jsonl, a scene for every two."""
     base = {
+        "index": number,
         "source": f"test.json, record {number}",
         "id": f"id-{number}",
         "capability": "planning",

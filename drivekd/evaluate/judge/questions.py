@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from drivekd.errors import DataError, UsageError
-from drivekd.sample import ANSWER_FORMS, CAPABILITIES, AnswerForm, Capability
-
-PREDICTIONS = "predictions.jsonl"
+from drivekd.answered import Answered
+from drivekd.errors import UsageError
+from drivekd.evaluate.predictions import answers_in
+from drivekd.sample import AnswerForm, Capability
 
 
 @dataclass(frozen=True)
@@ -43,58 +41,34 @@ class Question:
 
 
 def read_questions(folder: Path) -> list[Question]:
-    """The predictions of an evaluation folder, in order. Raises UsageError without the file, DataError naming line and field."""
-    path = folder / PREDICTIONS
-    if not path.is_file():
-        raise UsageError(f"{folder}: there is no {PREDICTIONS}; give the --out folder of a `drivekd eval`")
-    questions = [_question(record, f"{path}, line {number}") for number, record in _records(path)]
-    if not questions:
-        raise DataError(f"{path}: holds no prediction")
-    return questions
+    """The answers of an evaluation folder, of all its shards, in order. Raises UsageError where there are none, DataError for a
+    broken line."""
+    lines = answers_in(folder) if folder.is_dir() else []
+    if not lines:
+        raise UsageError(f"{folder}: holds no answers (predictions.jsonl); give the --out folder of a `drivekd eval`")
+    return [_question(line.answered) for line in lines]
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                record = json.loads(line.decode("utf-8"))
-            except ValueError as error:  # also UnicodeDecodeError
-                raise DataError(
-                    f"{path}, line {number}: not JSON in UTF-8 ({error}); is an evaluation still writing, or was it cut off?"
-                ) from error
-            if not isinstance(record, dict):
-                raise DataError(f"{path}, line {number}: expected an object, found {str(record)[:80]}")
-            yield number, record
+def answers_digest(folder: Path) -> str:
+    """ "sha256:..." of the answers of a folder, however they lie in its files."""
+    digest = hashlib.sha256()
+    for line in answers_in(folder):
+        digest.update(line.to_text().encode())
+    return f"sha256:{digest.hexdigest()}"
 
 
-def _question(record: dict[str, Any], source: str) -> Question:
-    form = _text(record, "form" if "form" in record else "kind", source)  # `kind`: as earlier versions wrote it
-    capability = _text(record, "capability", source)
+def _question(answered: Answered) -> Question:
+    sample = answered.sample
     return Question(
-        source=_text(record, "source", source, default=source),
-        id=_text(record, "id", source, default=""),
-        capability=_one_of(capability, CAPABILITIES, "capability", source),
-        topic=_text(record, "topic", source, default=""),
-        form=_one_of(form, ANSWER_FORMS, "form", source),
-        question=_text(record, "question", source),
-        reference=_text(record, "answer", source, default=""),
-        prediction=_text(record, "prediction", source),
-        scene=_text(record, "scene", source, default=""),
-        frame=_text(record, "frame", source, default=""),
-        setting=_text(record, "setting", source, default="clean"),
+        source=sample.source,
+        id=sample.id,
+        capability=sample.capability,
+        topic=sample.topic,
+        form=sample.answer_form,
+        question=sample.question,
+        reference=sample.answer or "",
+        prediction=answered.given.text,
+        scene=sample.scene,
+        frame=sample.frame,
+        setting=answered.setting,
     )
-
-
-def _text(record: dict[str, Any], field: str, source: str, default: str | None = None) -> str:
-    value = record.get(field)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise DataError(f"{source}: {field}: expected text, found {'nothing' if value is None else repr(value)[:80]}")
-    return value
-
-
-def _one_of(value: str, known: tuple[Any, ...], field: str, source: str) -> Any:
-    if value not in known:
-        raise DataError(f"{source}: {field}: expected one of {', '.join(known)}, found {value[:80]!r}")
-    return value

@@ -15,10 +15,9 @@ import numpy as np
 
 from drivekd.data.json_file import read_json, write_json, write_text
 from drivekd.errors import DataError
-from drivekd.evaluate.judge.questions import PREDICTIONS, Question
+from drivekd.evaluate.judge.questions import Question, answers_digest
 from drivekd.evaluate.judge.replies import NoScore, total_score
 from drivekd.evaluate.judge.store import Line
-from drivekd.files import file_digest
 from drivekd.sample import CAPABILITIES
 
 REPORT, SCORES = "judge.json", "judge_scores.jsonl"
@@ -159,18 +158,18 @@ def write_summary(folder: Path, results: Sequence[JudgedQuestion], rows: Sequenc
 
     lines = (json.dumps(one.to_json()) + "\n" for one in results)
     write_text(folder / SCORES, "".join(lines))
-    report = {**facts, "predictions_sha256": file_digest(folder / PREDICTIONS), "rows": [asdict(row) for row in rows]}
+    report = {**facts, "answers": answers_digest(folder), "rows": [asdict(row) for row in rows]}
     write_json(folder / REPORT, report)
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """judge.json of an evaluation folder, None where nobody judged. Raises DataError when it is of other predictions."""
+    """judge.json of an evaluation folder, None where nobody judged. Raises DataError when it is of other answers."""
     path = folder / REPORT
     if not path.is_file():
         return None
     report = read_json(path)
-    if not isinstance(report, dict) or "predictions_sha256" not in report:
+    if not isinstance(report, dict) or "answers" not in report:
         raise DataError(f"{path}: not a report of `drivekd judge`; delete it, or judge again")
-    if report["predictions_sha256"] != file_digest(folder / PREDICTIONS):
-        raise DataError(f"{path}: judges other predictions than those in {PREDICTIONS} now; run `drivekd judge` again")
+    if report["answers"] != answers_digest(folder):
+        raise DataError(f"{path}: judges other answers than those that the folder holds now; run `drivekd judge` again")
     return report

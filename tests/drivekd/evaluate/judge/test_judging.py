@@ -337,7 +337,7 @@ def test_a_summary_of_other_predictions_is_not_believed(tmp_path: Path) -> None:
         judge_all(folder, judge)
     assert read_summary(folder) is not None
     evaluation_folder(folder, [prediction(1)])
-    with pytest.raises(DataError, match="judges other predictions"):
+    with pytest.raises(DataError, match="judges other answers"):
         read_summary(folder)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_judge import block, evaluation_folder, prediction
 
-from drivekd.errors import DataError
+from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.judge.descriptions import read_descriptions
 from drivekd.evaluate.judge.prompts import messages_for
 from drivekd.evaluate.judge.questions import Question, read_questions
@@ -133,40 +133,21 @@ def test_a_broken_description_is_named(tmp_path: Path) -> None:
 # --- predictions.jsonl ----------------------------------------------------------------------------------------------
 
 
-def test_predictions_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    old = {
-        "source": "f.json, record 1",
-        "capability": "planning",
-        "topic": "way",
-        "kind": "choice",
-        "question": "Which?",
-        "answer": "A",
-        "prediction": "A",
-        "parsed": "A",
-        "correct": True,
-    }
-    (question,) = read_questions(evaluation_folder(tmp_path / "eval", [old]))
-    assert (question.form, question.setting, question.scene, question.cluster) == ("choice", "clean", "", "f.json, record 1")
+def test_the_answers_of_all_shards_are_judged(tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "eval", [prediction(1), prediction(3)])
+    (folder / "predictions.jsonl").rename(folder / "predictions.1-of-2.jsonl")
+    (folder / "predictions.2-of-2.jsonl").write_text(json.dumps(prediction(2)) + "\n", encoding="utf-8")
+    assert [one.id for one in read_questions(folder)] == ["id-1", "id-2", "id-3"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"prediction": None}, "line 2: prediction: expected text, found nothing"),
-        ({"answer": 3}, "line 2: answer: expected text, found 3"),
-        ({"capability": "steering"}, "line 2: capability: expected one of perception, reasoning, planning, found 'steering'"),
-        ({"form": "essay"}, "line 2: form: expected one of choice, yesno, open, found 'essay'"),
-    ],
-)
-def test_a_wrong_prediction_is_named_by_line_and_field(tmp_path: Path, fields: dict[str, object], message: str) -> None:
-    folder = evaluation_folder(tmp_path / "eval", [prediction(1), prediction(2, **fields)])
-    with pytest.raises(DataError) as error:
-        read_questions(folder)
-    assert str(error.value) == f"{folder / 'predictions.jsonl'}, {message}"
+@pytest.mark.parametrize("folder", ["none", "empty"])
+def test_a_folder_without_answers_is_told(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="holds no answers"):
+        read_questions(tmp_path / folder)
 
 
-def test_a_cut_line_is_refused(tmp_path: Path) -> None:
-    folder = evaluation_folder(tmp_path / "eval", [prediction(1)])
-    (folder / "predictions.jsonl").write_bytes((folder / "predictions.jsonl").read_bytes()[:-20])
-    with pytest.raises(DataError, match=r"line 1: not JSON in UTF-8 .* or was it cut off"):
+def test_a_wrong_line_is_named(tmp_path: Path) -> None:
+    folder = evaluation_folder(tmp_path / "eval", [prediction(1), prediction(2, capability="steering")])
+    with pytest.raises(DataError, match=r"predictions\.jsonl, line 2: capability: expected perception or reasoning or planning"):
         read_questions(folder)

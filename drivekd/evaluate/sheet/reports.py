@@ -1,0 +1,54 @@
+"""An evaluation folder's report files, one a picture setting, and what evaluation.json tells of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from drivekd.data.json_file import read_json
+from drivekd.errors import DataError, UsageError
+from drivekd.evaluate.predictions import IDENTITY_FILE
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Reports:
+    """by_setting: the report of each picture setting, "clean" first. run: evaluation.json, empty for a folder without one."""
+
+    folder: Path
+    by_setting: Mapping[str, Mapping[str, Any]]
+    run: Mapping[str, Any]
+
+    @property
+    def main(self) -> Mapping[str, Any]:
+        """That of clean pictures; where they were not asked about, the first."""
+        return next(iter(self.by_setting.values()))
+
+    @property
+    def main_setting(self) -> str:
+        """Under which pictures `main` was asked."""
+        return next(iter(self.by_setting))
+
+    @property
+    def name(self) -> str:
+        """Of what answered, as a person calls it."""
+        path = Path(str(self.main.get("answerer", "?")))
+        return f"{path.parent.name}/{path.name}" if path.parent.name else path.name
+
+
+def read_reports(folder: Path) -> Reports:
+    """Raises UsageError when there is no report, DataError for one that is none."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for path in sorted([*folder.glob("report.json"), *folder.glob("report.*.json")]):
+        report = read_json(path)
+        if not isinstance(report, dict) or not isinstance(report.get("scores"), list):
+            raise DataError(f"{path}: expected a report of `drivekd eval`, with scores")
+        found[str(report.get("images", CLEAN))] = report
+    if not found:
+        raise UsageError(f"{folder}: there is no report; give the --out folder of a `drivekd eval` that came to its end")
+    run = read_json(folder / IDENTITY_FILE) if (folder / IDENTITY_FILE).is_file() else {}
+    ordered = sorted(found, key=lambda name: (name != CLEAN, name))
+    return Reports(folder, {name: found[name] for name in ordered}, run if isinstance(run, dict) else {})

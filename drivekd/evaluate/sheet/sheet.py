@@ -1,0 +1,85 @@
+"""`write_sheet`: sheet.md and sheet.html of an evaluation folder: its report, its answers and a judge's scores, if any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from drivekd.data.json_file import write_text
+from drivekd.evaluate.sheet import sections
+from drivekd.evaluate.sheet.calibration_section import calibration_section
+from drivekd.evaluate.sheet.cases import case_of, worst_and_best
+from drivekd.evaluate.sheet.document import Block, Document, Note, Section, section
+from drivekd.evaluate.sheet.judge_section import judge_section
+from drivekd.evaluate.sheet.markdown import markdown_from_document
+from drivekd.evaluate.sheet.page import page_from_document
+from drivekd.evaluate.sheet.reports import Reports, read_reports
+from drivekd.evaluate.sheet.scored import ScoredAnswer, ScoredFolder, read_scored
+from drivekd.evaluate.sheet.thumbnails import Thumbnails
+
+MARKDOWN, PAGE = "sheet.md", "sheet.html"
+
+
+def write_sheet(folder: Path) -> Path:
+    """Write sheet.md and sheet.html into an evaluation folder, each whole; returns the page's path.
+
+    Raises UsageError when the folder holds no finished evaluation, DataError when one of its files is none of ours.
+    """
+    return write_document(sheet_of(folder), folder)
+
+
+def write_document(document: Document, folder: Path) -> Path:
+    """The same document as Markdown and as a page. Raises DataError."""
+    write_text(folder / MARKDOWN, markdown_from_document(document))
+    write_text(folder / PAGE, page_from_document(document))
+    return folder / PAGE
+
+
+def sheet_of(folder: Path) -> Document:
+    """The sheet before it is drawn. Raises as write_sheet."""
+    reports, scored = read_reports(folder), read_scored(folder)
+    answers = scored.of(reports.main_setting)
+    parts = [
+        sections.run_section(reports),
+        sections.accuracy_section(reports, len({one.cluster for one in answers})),
+        sections.settings_section(reports),
+        sections.confusion_section(answers),
+        sections.tags_section(reports),
+        calibration_section(folder, str(reports.main.get("digest"))),
+        judge_section(folder),
+        *case_sections(answers, scored),
+    ]
+    there = tuple(part for part in parts if part is not None)
+    return Document(f"Score sheet: {reports.name}", _summary(reports), there)
+
+
+def _summary(reports: Reports) -> str:
+    everything = next((row for row in reports.main["scores"] if row["scope"] == "all"), None)
+    if everything is None:
+        return "No choice or yes/no question was asked."
+    low, high = everything["interval"]
+    return (
+        f"{everything['n']} choice and yes/no questions: accuracy {everything['accuracy']:.3f} "
+        f"(95 % interval {low:.3f}-{high:.3f}); the most common answer gets {everything['majority']:.3f}, "
+        f"a random guess {everything['random']:.3f}."
+    )
+
+
+def case_sections(answers: Sequence[ScoredAnswer], scored: ScoredFolder) -> list[Section | None]:
+    """The worst and the best single answers, with pictures."""
+    worst, best = worst_and_best(answers)
+    pictures = Thumbnails()
+    setting = answers[0].setting if answers else ""
+    note = f"The pictures are those of the records; the answers were given under {setting!r}." if setting != "clean" else ""
+    ring = "On pictures: a blue square is of the question, a green ring of the true answer, an orange cross of the model."
+
+    def blocks(chosen: Sequence[ScoredAnswer], what: str) -> list[Block]:
+        if not chosen:
+            return []
+        words = " ".join(text for text in (what, ring, note) if text)
+        return [Note(words), *(case_of([("answer", one)], pictures, scored.style) for one in chosen)]
+
+    return [
+        section("Worst answers", blocks(worst, "Wrong ones, the surest first where that is known, in turns by topic.")),
+        section("Best answers", blocks(best, "Right ones, in the same order.")),
+    ]
