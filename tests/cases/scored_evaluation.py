@@ -81,7 +81,7 @@ def evaluation(
     for setting in settings:
         answered = [Answered(sample, Given(model(sample, rng), "stop", 5, -float(rng.random())), setting) for sample in asked]
         lines += [Line(index, one) for index, one in enumerate(answered)]
-        report = score(answered, answerer=f"runs/{name}/final", digest="sha256:0", open_not_scored=3)
+        report = score(answered, answerer=f"runs/{name}/final", digest="sha256:0")
         file = "report.json" if len(settings) == 1 else f"report.{setting}.json"
         (folder / file).write_text(json.dumps(report.to_json()), encoding="utf-8")
     write_lines(folder, lines)
