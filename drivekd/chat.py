@@ -129,11 +129,13 @@ class PromptEncoder:
         self._refuse_markers("answer", text)
         return [*self._encode(text), self.end_of_turn_id]
 
+    def find_marker(self, text: str) -> str | None:
+        """A special token within a text: it would open a turn of its own, or ask for an image that is not there."""
+        return next((marker for marker in self._markers if marker in text), None)
+
     def _refuse_markers(self, what: str, text: str) -> None:
-        """A special token within a text would open a turn of its own, or ask for an image that is not there."""
-        for marker in self._markers:
-            if marker in text:
-                raise UsageError(f"the {what} contains the chat marker {marker!r}; take it out: {text[:120]!r}")
+        if (marker := self.find_marker(text)) is not None:
+            raise UsageError(f"the {what} contains the chat marker {marker!r}; take it out: {text[:120]!r}")
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids; special tokens are left out."""

@@ -83,6 +83,11 @@ def malformed_tags(text: str, style: CoordinateStyle = "normalized") -> list[str
     return pieces
 
 
+def has_tag_form(piece: str) -> bool:
+    """Whether a piece is a whole tag by its form: identity, a camera's name and two numbers, whatever these are."""
+    return _TAG.fullmatch(piece) is not None
+
+
 def normalize_tags(text: str, style: CoordinateStyle) -> str:
     """`text` with its well-formed pixel tags written normalised (four decimals, as Drive-KD's); all else verbatim."""
 

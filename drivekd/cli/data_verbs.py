@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,16 +48,29 @@ def world(
 def validate(
     file: Annotated[Path, typer.Argument(help=RECORDS)],
     image_root: ImageRoot = None,
+    unlabelled: Annotated[bool, typer.Option("--unlabelled", help="Records need no answer.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Ask its tokenizer for chat markers, its contract for budgets.")] = None,
+    capability: CapabilityOf = None,
+    frames: Frames = None,
+    skip_images: Annotated[bool, typer.Option("--skip-images", help="Do not look at pictures.")] = False,
+    fix: Annotated[Path | None, typer.Option(metavar="OUT", help="Write what is sound, or can be mended, to OUT.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check every record and image of a file; names each fault by file and record."""
-    from drivekd.data.checks.validate import validate_file
+    """Check every record and image of a file; names each defect by file, record and field. Exit code 1 for a problem."""
+    from drivekd.data.checks.command import validate_command
 
-    report = validate_file(file, image_root=image_root)
-    for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    _print_table(str(file), ["", ""], report.rows)
+    options: dict[str, Any] = {"unlabelled": unlabelled, "capability": capability, "frames": frames}
+    report, mended = validate_command(
+        file, image_root=image_root, checkpoint=checkpoint, skip_images=skip_images, fix=fix, **options
+    )
+    if as_json:
+        typer.echo(json.dumps(report.to_json() | ({"fixed": dict(mended.rows)} if mended else {})))
+    else:
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}", err=True)
+        _print_table(str(file), ["", ""], (*report.rows, *(mended.rows if mended else ())))
     if not report.ok:
-        raise DrivekdError("\n       ".join(report.problems))
+        raise DrivekdError("\n       ".join(map(str, report.problems)))
 
 
 @data.command()

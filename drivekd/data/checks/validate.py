@@ -1,40 +1,55 @@
-"""Looks at every record and decodes every image of a Drive-KD file before a run does, and reports all that is wrong.
+"""Looks at every record and decodes every picture of a file before a run does, and reports all that is wrong, by kind.
 
-A problem stops a run or teaches the model a fault (a bad record, a missing or broken image, a malformed tag); a warning
-may be meant (a duplicate, a question answered in two ways).
+A problem stops a run or teaches the model a fault (a bad record, a missing or broken picture, a malformed tag, an answer that was
+cut); a warning may be meant (a duplicate, a question answered in two ways, two camera orders). The file is read once, one record
+in memory at a time: of a question stay 16 bytes, of a picture 8, and of each kind of finding the first places.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivekd.data.readers import SampleFile
+from drivekd.data.readers import ParsedRecord, Problem, SampleFile
 from drivekd.errors import DataError
-from drivekd.images import load_image
-from drivekd.sample import CAPABILITIES, Sample
-from drivekd.tags import CoordinateStyle, coordinate_style, malformed_tags
+from drivekd.sample import CAPABILITIES, Capability, Sample
+from drivekd.tags import CoordinateStyle, StyleVote
 
-_THREADS = 8  # decoding releases the GIL; network disks gain from more threads than cores
+from .camera_orders import CameraOrders
+from .findings import PLACES, Findings, Tally
+from .picture_files import PictureFiles
+from .repeats import RepeatCollector, Repeats
+from .texts import answer_findings, is_unfinished, tag_findings
+from .tokens import TokenCheck
+
+STYLES: tuple[CoordinateStyle, ...] = ("normalized", "pixel")
+WARNINGS = ("answer names no option", "mixed coordinates", "answer longer than its budget")
+_MIN_ENDS, _MAX_UNFINISHED = 20, 0.05  # "perhaps cut": of so many long answers no more than this share end without a full stop
 
 
 @dataclass(frozen=True)
 class ValidationReport:
-    """problems, warnings: each as "FILE, record N: ...". counts: sound records by (capability, answer form).
+    """problems, warnings: by kind. counts: sound questions by (capability, answer form).
 
-    records: all of them; images: distinct image files; coordinates: how the file writes its tags.
+    records: all of the file's; images: distinct picture files, None when they were not looked at; coordinates: how the file
+    writes its tags. faulty: places of records (from 0) that have a problem; bad_pictures: hashes of paths; repeated: places of
+    samples that only repeat an earlier one.
     """
 
     path: Path
+    format: str
     records: int
-    images: int
+    images: int | None
     coordinates: CoordinateStyle
-    problems: tuple[str, ...]
-    warnings: tuple[str, ...]
+    problems: tuple[Tally, ...]
+    warnings: tuple[Tally, ...]
     counts: Mapping[tuple[str, str], int]
+    faulty: frozenset[int] = frozenset()
+    bad_pictures: frozenset[int] = frozenset()
+    repeated: frozenset[int] = frozenset()
 
     @property
     def ok(self) -> bool:
@@ -45,88 +60,180 @@ class ValidationReport:
     def rows(self) -> tuple[tuple[str, str], ...]:
         """(what, how many), for a table."""
         return (
-            ("records", str(self.records)),
-            *((f"  {capability}, {form}", str(count)) for (capability, form), count in self.counts.items()),
-            ("images", str(self.images)),
+            (f"records ({self.format})", f"{self.records:,}"),
+            *((f"  {capability}, {form}", f"{count:,}") for (capability, form), count in self.counts.items()),
+            ("images", "not looked at" if self.images is None else f"{self.images:,}"),
             ("coordinates of tags", self.coordinates),
-            ("problems", str(len(self.problems))),
-            ("warnings", str(len(self.warnings))),
+            ("problems", f"{sum(tally.count for tally in self.problems):,}"),
+            ("warnings", f"{sum(tally.count for tally in self.warnings):,}"),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """As `drivekd data validate --json` prints it."""
+        return {
+            "file": str(self.path),
+            "format": self.format,
+            "ok": self.ok,
+            "records": self.records,
+            "images": self.images,
+            "coordinates": self.coordinates,
+            "questions": {f"{capability}/{form}": count for (capability, form), count in self.counts.items()},
+            "problems": [tally.to_json() for tally in self.problems],
+            "warnings": [tally.to_json() for tally in self.warnings],
+        }
+
+
+def validate_file(
+    path: Path,
+    *,
+    image_root: Path | None = None,
+    unlabelled: bool = False,
+    checkpoint: Path | None = None,
+    capability: Capability | None = None,
+    frames: Path | None = None,
+    skip_images: bool = False,
+) -> ValidationReport:
+    """Check a file of any known format and all its pictures.
+
+    checkpoint: its tokenizer is asked which texts hold chat markers, its contract how long answers may be. skip_images: pictures
+    are not looked at. Raises nothing for bad data: an unreadable file is one problem. Raises CheckpointError.
+    """
+    tokens = TokenCheck(checkpoint) if checkpoint else None
+    try:
+        file = SampleFile(path, image_root=image_root, unlabelled=unlabelled, capability=capability, frames=frames)
+    except DataError as error:
+        return ValidationReport(path, "unknown", 0, None, "normalized", (Tally("file", 1, (str(error),)),), (), {})
+    look = _Look(tokens, skip_images)
+    try:
+        for record in file.as_written():
+            look.at(record)
+    except DataError as error:
+        look.problems.add("file", str(error))
+    finally:
+        look.finish()
+    return look.report(file)
+
+
+class _Look:
+    """One pass over a file."""
+
+    def __init__(self, tokens: TokenCheck | None, skip_images: bool) -> None:
+        self.problems, self.warnings = Findings(), Findings()
+        self._tokens = tokens
+        self._of_tags = {style: (Findings(), Findings(), array("q")) for style in STYLES}
+        self._unfinished = Findings()
+        self._num_ends = 0
+        self._vote, self._orders, self._repeats = StyleVote(), CameraOrders(), RepeatCollector()
+        self._pictures = None if skip_images else PictureFiles(self.problems.add)
+        self._counts: Counter[tuple[str, str]] = Counter()
+        self._records = self._samples = 0
+        self._faulty = array("q")
+
+    def at(self, record: ParsedRecord) -> None:
+        """Look at the next record."""
+        self._add_all(record.problems)
+        for note in record.notes:
+            self.warnings.add(note, record.source)
+        for sample in record.samples:
+            self._at_sample(sample)
+        if record.problems:
+            self._faulty.append(self._records)
+        self._records += 1
+
+    def _add_all(self, problems: Iterable[Problem]) -> None:
+        for problem in problems:
+            self.problems.add(problem.kind, problem.text)
+
+    def _at_sample(self, sample: Sample) -> None:
+        self._counts[sample.capability, sample.answer_form] += 1
+        self._samples += 1
+        self._repeats.add(sample)
+        self._orders.add(sample)
+        if self._pictures is not None:
+            self._pictures.look(sample)
+        answer = sample.answer or ""
+        if "<" in sample.question or "<" in answer:
+            self._vote.add(sample.question, answer)
+            for style, (problems, warnings, faulty) in self._of_tags.items():
+                self._note(sample, tag_findings(sample, style), problems, warnings, faulty)
+        self._note(sample, answer_findings(sample), self.problems, self.warnings, self._faulty)
+        if self._tokens is not None:
+            self._note(sample, self._tokens.findings(sample), self.problems, self.warnings, self._faulty)
+        if sample.answer_form == "open" and len(answer) > 30:
+            self._num_ends += 1
+            if is_unfinished(answer):
+                self._unfinished.add("perhaps cut", f"{sample.source}: answer: ends without a full stop: ...{answer[-40:]!r}")
+
+    def _note(
+        self, sample: Sample, found: Iterable[tuple[str, str]], problems: Findings, warnings: Findings, faulty: array[int]
+    ) -> None:
+        for kind, text in found:
+            if kind in WARNINGS:
+                warnings.add(kind, f"{sample.source}: {text}")
+            else:
+                problems.add(kind, f"{sample.source}: {text}")
+                faulty.append(self._records)
+
+    def finish(self) -> None:
+        """Wait for pictures that are under way."""
+        if self._pictures is not None:
+            self._pictures.close()
+
+    def report(self, file: SampleFile) -> ValidationReport:
+        """What was found."""
+        style = self._vote.style
+        problems, warnings, faulty = self._of_tags[style]
+        self.problems.extend(problems)
+        self.warnings.extend(warnings)
+        for text, count in self._orders.findings():
+            self.warnings.add("two camera orders", text, count)
+        for tally in self._unfinished.tallies():
+            if self._num_ends >= _MIN_ENDS and tally.count <= _MAX_UNFINISHED * self._num_ends:
+                self.warnings.extend(self._unfinished)
+        repeats = self._repeats.repeats()
+        _add_repeats(self.warnings, repeats, file)
+        return ValidationReport(
+            path=file.path,
+            format=file.format,
+            records=self._records,
+            images=None if self._pictures is None else self._pictures.count,
+            coordinates=style,
+            problems=self.problems.tallies(),
+            warnings=self.warnings.tallies(),
+            counts=_ordered(self._counts),
+            faulty=frozenset(self._faulty) | frozenset(faulty),
+            bad_pictures=frozenset(self._pictures.bad if self._pictures else ()),
+            repeated=frozenset(repeats.duplicates[:, 0].tolist()),
         )
 
 
-def validate_file(path: Path, *, image_root: Path | None = None, unlabelled: bool = False) -> ValidationReport:
-    """Check a Drive-KD file and all its images. Raises nothing for bad data: an unreadable file is one problem."""
-    try:
-        parsed = list(SampleFile(path, image_root=image_root, unlabelled=unlabelled).as_written())
-    except DataError as error:
-        return ValidationReport(path, 0, 0, "normalized", (str(error),), (), {})
-    samples = [sample for record in parsed for sample in record.samples]
-    style = coordinate_style(text for sample in samples for text in _texts(sample))
-    users = _first_users(samples)
-    problems = [str(problem) for record in parsed for problem in record.problems]
-    problems += _tag_problems(samples, style)
-    problems += _image_problems(users)
-    return ValidationReport(
-        path=path,
-        records=len(parsed),
-        images=len(users),
-        coordinates=style,
-        problems=tuple(problems),
-        warnings=tuple(_repeat_warnings(samples)),
-        counts=_counts(samples),
+def _add_repeats(warnings: Findings, repeats: Repeats, file: SampleFile) -> None:
+    kinds = (
+        ("duplicate record", "duplicate of", repeats.duplicates),
+        ("two answers", "another answer than", repeats.contradictions),
     )
+    wanted = {int(place) for *_, pairs in kinds for place in pairs[:PLACES].ravel()}
+    sources = _sources(file, wanted)
+    for kind, words, pairs in kinds:
+        texts = [f"{sources[int(again)]}: {words} {sources[int(first)]}" for again, first in pairs[:PLACES]]
+        for place, text in enumerate(texts):
+            warnings.add(kind, text, 1 if place + 1 < len(texts) else len(pairs) - len(texts) + 1)
 
 
-def _texts(sample: Sample) -> tuple[str, str]:
-    return sample.question, sample.answer or ""
+def _sources(file: SampleFile, wanted: set[int]) -> dict[int, str]:
+    """Where the samples of these places stand; reads the file again, up to the last of them."""
+    found: dict[int, str] = {}
+    place = 0
+    for record in file.as_written() if wanted else ():
+        for sample in record.samples:
+            if place in wanted:
+                found[place] = sample.source
+                if len(found) == len(wanted):
+                    return found
+            place += 1
+    return found
 
 
-def _first_users(samples: Iterable[Sample]) -> dict[Path, str]:
-    """Each distinct image with the source of the first record that shows it."""
-    users: dict[Path, str] = {}
-    for sample in samples:
-        for image in sample.images:
-            users.setdefault(image, sample.source)
-    return users
-
-
-def _image_problems(users: dict[Path, str]) -> list[str]:
-    """Decode every image once, on threads."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        faults = list(pool.map(_image_fault, users))
-    return [f"{source}: images: {fault}" for source, fault in zip(users.values(), faults, strict=True) if fault]
-
-
-def _image_fault(image: Path) -> str | None:
-    try:
-        load_image(image)
-    except DataError as error:
-        return str(error)
-    return None
-
-
-def _tag_problems(samples: Sequence[Sample], style: CoordinateStyle) -> list[str]:
-    expected = "0..1" if style == "normalized" else "pixels of 1600x900"
-    return [
-        f"{sample.source}: {field}: malformed tag {piece!r} (expected <cN,CAMERA,x,y> with x, y in {expected})"
-        for sample in samples
-        for field, text in zip(("question", "answer"), _texts(sample), strict=True)
-        for piece in malformed_tags(text, style)
-    ]
-
-
-def _repeat_warnings(samples: Iterable[Sample]) -> list[str]:
-    first: dict[tuple[str, tuple[Path, ...]], Sample] = {}
-    warnings = []
-    for sample in samples:
-        earlier = first.setdefault((sample.question, sample.images), sample)
-        if earlier is not sample:
-            what = "duplicate of" if earlier.answer == sample.answer else "another answer than"
-            warnings.append(f"{sample.source}: {what} {earlier.source}")
-    return warnings
-
-
-def _counts(samples: Iterable[Sample]) -> dict[tuple[str, str], int]:
-    counts = Counter((sample.capability, sample.answer_form) for sample in samples)
+def _ordered(counts: Mapping[tuple[str, str], int]) -> dict[tuple[str, str], int]:
     order = sorted(counts, key=lambda key: (CAPABILITIES.index(key[0]), key[1]))
     return {key: counts[key] for key in order}

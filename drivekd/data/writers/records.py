@@ -16,6 +16,7 @@ from drivekd.sample import Sample
 _READ = (
     "messages",
     "conversations",
+    "structured",
     "images",
     "image",
     "question_type",
@@ -40,6 +41,7 @@ def drivekd_record(sample: Sample, folder: Path, raw: object = None) -> dict[str
         "images": [written_path(image, folder) for image in sample.images],
         "question_type": sample.capability,
         "meta": _meta(sample, other.get("meta")),
+        **({} if sample.structured is None else {"structured": json.loads(sample.structured)}),
         **({} if sample.structured is None else {"structured": json.loads(sample.structured)}),
         **{key: value for key, value in other.items() if key not in _READ},
     }

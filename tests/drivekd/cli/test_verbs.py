@@ -23,7 +23,10 @@ SURFACE = {
     "demo": ([], ["--out", "--video"]),
     "data": ([], []),
     "data world": ([], ["--cameras", "--frames", "--labelled", "--out", "--seed"]),
-    "data validate": (["FILE"], ["--image-root"]),
+    "data validate": (
+        ["FILE"],
+        ["--capability", "--checkpoint", "--fix", "--frames", "--image-root", "--json", "--skip-images", "--unlabelled"],
+    ),
     "data convert": (["SOURCE"], ["--capability", "--frames", "--image-root", "--out", "--skip", "--to"]),
     "data overlap": (["FIRST", "SECOND"], ["--image-root", "--image-root-a", "--image-root-b"]),
     "data split": (["FILE"], ["--image-root", "--out", "--seed", "--test", "--validation"]),
