@@ -129,6 +129,13 @@ class DataConfig(Section):
     )
     image_root: Path | None = Field(default=None, description="Folder of relative image paths; default: the records' own folder.")
     capabilities: list[Capability] = Field(default=list(CAPABILITIES), min_length=1, description="Train on these alone.")
+    question_type: Capability | None = Field(default=None, description="Of records that name none; default: they are refused.")
+    skip_faulty: bool = Field(
+        default=False, description="Leave out records with problems, counted; else the first stops the run."
+    )
+    grounding_tokens: list[str] = Field(
+        default=[], description="Special tokens of the tokenizer that texts may hold, such as <box>: they become ordinary ones."
+    )
     structured: Literal["none", "also", "only"] = Field(
         default="none",
         description="also: a labelled record is learnt a second time as JSON, asked with prompts.structured_instruction; "

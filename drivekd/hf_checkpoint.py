@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from drivekd import internvl_chat
 from drivekd.chat import PromptEncoder, chat_format_from_template
 from drivekd.contract import CONTRACT_FILE, Contract, read_contract
 from drivekd.errors import CheckpointError, ConfigError
+from drivekd.grounding import check_not_needed, ordinary_tokenizer_config, ordinary_tokens
 from drivekd.images import ImageSettings, PatchSettings, TiledSettings
 from drivekd.tiling import Tiling
 
@@ -55,9 +56,13 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """The files of a checkpoint's or an adapter's directory, each read when first asked for, and once."""
+    """The files of a checkpoint's or an adapter's directory, each read when first asked for, and once.
+
+    grounding: special tokens that are taken for ordinary ones, see drivekd/grounding.py.
+    """
 
     path: Path
+    grounding: tuple[str, ...] = ()
     _values: dict[str, dict[str, Any]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def has(self, name: str) -> bool:
@@ -77,7 +82,14 @@ class CheckpointFiles:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Of tokenizer.json, or of the vocab.json and merges.txt of a Qwen2 tokenizer without one. Raises CheckpointError."""
+        """Of tokenizer.json, or of the vocab.json and merges.txt of a Qwen2 tokenizer without one.
+
+        Raises CheckpointError; ConfigError for a grounding token that it does not have.
+        """
+        stored = self._stored_tokenizer()
+        return ordinary_tokens(stored, self.grounding, str(self.path)) if self.grounding else stored
+
+    def _stored_tokenizer(self) -> Tokenizer:
         path = self.path / "tokenizer.json"
         if path.is_file():
             return parse_tokenizer(path.read_bytes(), str(path))
@@ -131,6 +143,10 @@ class Checkpoint:
         """Its directory."""
         return self.files.path
 
+    def with_grounding(self, tokens: Sequence[str]) -> Checkpoint:
+        """The same with special tokens that texts may hold; with none of them, itself."""
+        return replace(self, files=CheckpointFiles(self.path, tuple(tokens))) if tokens else self
+
     @property
     def model_type(self) -> str:
         """The family, whatever the layout."""
@@ -179,8 +195,11 @@ def load_processor(
 def _processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None, tiles: str | None) -> Processor:
     if checkpoint.model_type == QWEN2_5_VL:
         _refuse_tiles(checkpoint, tiles)
-        return _qwen_processor(checkpoint, camera_size_px)
-    return _internvl_processor(checkpoint, camera_size_px, tiles)
+        processor = _qwen_processor(checkpoint, camera_size_px)
+    else:
+        processor = _internvl_processor(checkpoint, camera_size_px, tiles)
+    check_not_needed(checkpoint.files.grounding, processor.chat, str(checkpoint.path))
+    return processor
 
 
 def _check_camera_file(checkpoint: Checkpoint, contract: Contract) -> None:
@@ -308,6 +327,10 @@ def write_processor(
         tokenizer_config = source.files.json("tokenizer_config.json")
         _write_json(directory / "tokenizer_config.json", internvl_chat.hf_tokenizer_config(tokenizer_config))
         (directory / "chat_template.jinja").write_text(internvl_chat.CHAT_TEMPLATE, encoding="utf-8")
+    if tokens := source.files.grounding:
+        processor.tokenizer.save(str(directory / "tokenizer.json"))
+        config = _read_json(directory, "tokenizer_config.json")
+        _write_json(directory / "tokenizer_config.json", ordinary_tokenizer_config(config, tokens))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

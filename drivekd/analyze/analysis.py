@@ -67,7 +67,7 @@ class Pair:
 
 def open_pair(config: RunConfig) -> Pair:
     """What `train` would refuse is refused before any forward pass."""
-    student = Checkpoint.open(config.student.checkpoint)
+    student = Checkpoint.open(config.student.checkpoint).with_grounding(config.data.grounding_tokens)
     processor = load_processor(student, camera_size_px=config.data.camera_size_px, tiles=config.data.tiles)
     tiles = str(processor.images.tiling) if processor.model_type == INTERNVL else None
     return Pair(student, open_teachers(config, processor), tiles)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from drivekd.sample import AnswerForm
 
 _LETTERS = "ABCDEFGH"
+_OPTIONS = re.compile(r"\boptions\s*:", re.IGNORECASE)
+_STARTS = {letter: re.compile(rf"(?:(?<=\s)|^)\(?{letter}[.):]\s+") for letter in _LETTERS}
 _AND = r"\s*(?:,\s*and\b|,\s*or\b|,|;|/|&|\+|\band\b|\bor\b)\s*"
 _ONE = r"[({\[]?[A-H][.)\]}]?"
 # "A, C", "A and C.", "Final: {A, C}": letters up to the end of the sentence, so that "B, A car is there" is B alone
@@ -27,16 +30,22 @@ def options(question: str) -> dict[str, str]:
         >>> options("Is a car near?")
         {}
     """
-    marker = list(re.finditer(r"\boptions\s*:", question, re.IGNORECASE))
+    return dict(_options(question))
+
+
+@lru_cache(maxsize=256)
+def _options(question: str) -> tuple[tuple[str, str], ...]:
+    """A question is looked at by several checks, one behind the other."""
+    marker = list(_OPTIONS.finditer(question))
     text = question[marker[-1].end() :] if marker else question
     starts = _option_starts(text)
     ends = [start for start, _ in starts[1:]] + [len(text)]
     if len(starts) < 2:
-        return {}
-    return {
-        letter: text[body:end].strip().removesuffix(".").strip()
+        return ()
+    return tuple(
+        (letter, text[body:end].strip().removesuffix(".").strip())
         for letter, (_, body), end in zip(_LETTERS, starts, ends, strict=False)
-    }
+    )
 
 
 def _option_starts(text: str) -> list[tuple[int, int]]:
@@ -44,7 +53,7 @@ def _option_starts(text: str) -> list[tuple[int, int]]:
     starts: list[tuple[int, int]] = []
     position = 0
     for letter in _LETTERS:
-        match = re.compile(rf"(?:(?<=\s)|^)\(?{letter}[.):]\s+").search(text, position)
+        match = _STARTS[letter].search(text, position)
         if match is None:
             break
         starts.append((match.start(), match.end()))

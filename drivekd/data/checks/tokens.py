@@ -24,7 +24,10 @@ class TokenCheck:
         for field, text in (("question", sample.question), ("answer", sample.answer or "")):
             if (marker := self._prompts.find_marker(text)) is not None:
                 marked = True
-                yield "chat marker", f"{field}: holds {marker!r}, which is a token of the checkpoint's own; take it out"
+                yield (
+                    "chat marker",
+                    f"{field}: holds {marker!r}, a special token; take it out, or list it in data.grounding_tokens",
+                )
         if not marked and self._budgets and sample.answer is not None:
             budget = answer_budget(self._budgets, sample.capability)
             tokens = len(self._prompts.answer(sample.answer))

@@ -155,7 +155,7 @@ def open_teachers(config: RunConfig, student: Processor) -> dict[Capability, Che
     opened: dict[Path, Checkpoint] = {}
     for capability, path in config.teachers.paths().items():
         if path not in opened:
-            opened[path] = Checkpoint.open(path)
+            opened[path] = Checkpoint.open(path).with_grounding(config.data.grounding_tokens)
             check_same_view(student, opened[path], config.data.camera_size_px, f"teachers.{capability} = {path}")
     return {capability: opened[path] for capability, path in config.teachers.paths().items()}
 

@@ -78,7 +78,8 @@ def read_training_samples(config: RunConfig) -> TrainingSamples:
     wanted = set(config.data.capabilities)
 
     def read(key: str, paths: list[Path], kept: set[Capability], *, unlabelled: bool = False) -> list[Sample]:
-        found = [sample for path in paths for sample in read_samples(path, image_root=root, unlabelled=unlabelled)]
+        how: dict[str, Any] = {"capability": config.data.question_type, "skip": config.data.skip_faulty, "unlabelled": unlabelled}
+        found = [sample for path in paths for sample in read_samples(path, image_root=root, **how)]
         samples = [sample for sample in found if sample.capability in kept]
         check_images(samples)
         if paths and not samples:

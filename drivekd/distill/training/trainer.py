@@ -95,7 +95,7 @@ class Trainer:
         dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
         view = config.data.camera_size_px, config.data.tiles
         held = torch.float32 if self.parallel.sharded else dtype  # FSDP2 wants weights of one dtype
-        self.checkpoint = Checkpoint.open(config.student.checkpoint)
+        self.checkpoint = Checkpoint.open(config.student.checkpoint).with_grounding(config.data.grounding_tokens)
         loaded = load_student(
             self.checkpoint, config.student, self.device, *view, compute_dtype=dtype, held_dtype=held, seed=config.seed
         )
