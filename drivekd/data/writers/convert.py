@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from drivekd.data.json_file import write_json
 from drivekd.data.readers import ParsedRecord, SampleFile
 from drivekd.data.traces import text_hash
 from drivekd.errors import DataError, UsageError
 from drivekd.sample import CAPABILITIES, Capability, Sample
 from drivekd.tags import CoordinateStyle, malformed_tags
 
-from .records import drivekd_record, write_records
+from .records import are_lines, drivekd_record, write_document, write_records
 from .targets import drivebench_record, drivelm_document, llama_factory_record, ms_swift_record
 
 Target = Literal["drivekd", "llama-factory", "ms-swift", "drivebench", "drivelm"]
@@ -118,12 +117,16 @@ def convert_file(
     file = SampleFile(source, image_root=image_root, unlabelled=True, capability=capability, frames=frames)
     if out.exists() and out.samefile(source):
         raise UsageError(f"{out}: --out is the source itself; name another file")
+    if to == "drivelm" and are_lines(out.name):
+        raise UsageError(
+            f"{out}: DriveLM is one nested document, no lines of records; give a name that ends in .json or .json.gz"
+        )
     counts = _Counts(file.coordinates)
     converted = _converted(file, counts, skip)
     if to == "drivelm":
         document = drivelm_document((sample for sample, _ in converted), out.parent)
         _refuse_nothing(counts, source)
-        write_json(out, document)
+        write_document(out, document)
     else:
         make = _RECORDS[to]
         write_records(out, _checked((make(sample, out.parent, raw) for sample, raw in converted), counts, source))

@@ -63,12 +63,17 @@ def written_path(image: Path, folder: Path) -> str:
     return (image.relative_to(absolute) if image.is_relative_to(absolute) else image).as_posix()
 
 
+def are_lines(name: str) -> bool:
+    """Whether a file of this name holds JSON Lines."""
+    return name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+
+
 class RecordWriter:
     """Writes records into an open file: an array with a record a line, or JSON Lines where the name ends in .jsonl or .ndjson."""
 
     def __init__(self, file: TextIO, name: str) -> None:
         self._file = file
-        self._lines = name.removesuffix(".gz").endswith((".jsonl", ".ndjson"))
+        self._lines = are_lines(name)
         self.count = 0
 
     def write(self, record: Mapping[str, Any]) -> None:
@@ -102,6 +107,17 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     except ValueError as error:
         raise DataError(f"{path}: a record holds a value that JSON has not ({error})") from error
     return writer.count
+
+
+def write_document(path: Path, value: object) -> None:
+    """Write one JSON value to `path`, whole or not at all, packed where it ends in .gz; makes its folder. Raises DataError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path, shared=True) as temporary, open_to_write(temporary, path.name) as text:
+            json.dump(value, text, indent=1, allow_nan=False)
+            text.write("\n")
+    except OSError as error:
+        raise DataError(f"{path}: file cannot be written ({error.strerror or error})") from error
 
 
 def open_to_write(path: Path, name: str) -> TextIO:

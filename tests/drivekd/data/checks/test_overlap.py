@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_fixtures import Run
 from record_files import SCENES, write_descriptions, write_drivelm, write_pictures
 
 from drivekd.data.checks.overlap import overlap
@@ -103,3 +104,51 @@ def test_two_files_about_the_same_frames_share_all_photographs(tmp_path: Path) -
     assert report.scenes == tuple(SCENES)
     assert report.frames == tuple(frame for frames in SCENES.values() for frame in frames)
     assert len(report.image_paths) == len(report.image_names) == len(report.image_contents) == 54
+
+
+# --- what could not be compared -------------------------------------------------------------------------------------
+
+
+def asked(folder: Path, image: str, question: str = "What does the light show?") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    messages = [{"role": "user", "content": f"<image>{question}"}, {"role": "assistant", "content": "Red."}]
+    path = folder / "records.json"
+    path.write_text(json.dumps([{"messages": messages, "images": [image], "question_type": "perception"}]), encoding="utf-8")
+    return path
+
+
+def test_without_pictures_the_same_questions_are_told_and_nothing_is_called_0(tmp_path: Path, run: Run) -> None:
+    a, b = asked(tmp_path / "a", "here/1.jpg"), asked(tmp_path / "b", "elsewhere/1.jpg")
+    report = overlap(a, b)
+    rows = dict(report.rows)
+    assert (report.disjoint, report.comparable, report.questions) == (True, False, 1)
+    assert rows["question texts (alone no leak)"] == "1 same questions, first 'What does the light show?'"
+    assert rows["pictures found"] == "0 of 1 and 0 of 1"
+    for name in ("scenes", "frames", "image names", "image contents"):
+        assert rows[name].startswith(f"not compared: {a} and {b}: "), name
+    code, out, err = run("data", "overlap", a, b)
+    assert (code, "nothing could be compared" in err, "no picture was found" in " ".join(out.split())) == (1, True, True)
+
+
+def test_each_side_has_its_own_image_root(tmp_path: Path, run: Run) -> None:
+    for side, name in (("x", "here/1.jpg"), ("y", "elsewhere/1.jpg")):
+        (tmp_path / side / name).parent.mkdir(parents=True)
+        (tmp_path / side / name).write_bytes(b"the same picture")
+    a, b = asked(tmp_path / "a", "here/1.jpg"), asked(tmp_path / "b", "elsewhere/1.jpg")
+    report = overlap(a, b, image_root_a=tmp_path / "x", image_root_b=tmp_path / "y")
+    assert report.image_contents == (f"{tmp_path / 'x/here/1.jpg'} = {tmp_path / 'y/elsewhere/1.jpg'}",)
+    code, _, err = run("data", "overlap", a, b, "--image-root-a", tmp_path / "x", "--image-root-b", tmp_path / "y")
+    assert (code, "overlap" in err) == (1, True)
+    half = overlap(a, b, image_root_a=tmp_path / "x")
+    assert dict(half.rows)["image contents"] == f"not compared: {b}: no picture was found (give its --image-root)"
+
+
+def test_predictions_and_nuscenes_qa_are_compared_by_what_they_name(tmp_path: Path) -> None:
+    drivelm = write_drivelm(tmp_path / "drivelm.json")
+    output = [{"id": "scene-7a_frame-10_3", "question": "<image>\nWhat is safe here?", "answer": "Brake."}]
+    (tmp_path / "output.json").write_text(json.dumps(output), encoding="utf-8")
+    report = overlap(drivelm, tmp_path / "output.json")
+    assert (report.scenes, report.frames, report.first_question) == (("scene-7a",), ("frame-10",), "What is safe here?")
+    questions = {"questions": [{"sample_token": "frame-11", "question": "Is it wet?", "answer": "no"}]}
+    (tmp_path / "qa.json").write_text(json.dumps(questions), encoding="utf-8")
+    assert overlap(drivelm, tmp_path / "qa.json").frames == ("frame-11",)

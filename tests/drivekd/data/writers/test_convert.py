@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,89 @@ def test_a_drivebench_file_with_all_its_keys_reads_back(tmp_path: Path) -> None:
     samples = read_samples(tmp_path / "out.json")
     assert [sample.answer_form for sample in samples] == [form for *_, form in DRIVEBENCH]
     assert [len(sample.images) for sample in samples] == [len(cameras) for *_, cameras, _ in DRIVEBENCH]
+
+
+# --- to other formats -----------------------------------------------------------------------------------------------
+
+
+def as_asked(path: Path) -> list[tuple[Any, ...]]:
+    """What must not be lost on the way."""
+    samples = read_samples(path, unlabelled=True)
+    return [(s.question, s.answer, s.capability, s.topic, s.answer_form, s.scene, s.frame, s.cameras, s.images) for s in samples]
+
+
+@pytest.mark.parametrize("to", ["drivekd", "llama-factory", "ms-swift", "drivebench", "drivelm"])
+@pytest.mark.parametrize("name", ["out.json", "out.json.gz"])
+def test_a_way_there_and_back_loses_nothing(tmp_path: Path, to: Any, name: str) -> None:
+    write_pictures(tmp_path / "nuscenes")
+    source = write_drivelm(tmp_path / "source.json")
+    convert_file(source, tmp_path / name, to=to)
+    key = {"llama-factory": "conversations", "drivebench": "scene_token", "drivelm": "scene-7a"}.get(to, "messages")
+    text = gzip.decompress((tmp_path / name).read_bytes()) if name.endswith("gz") else (tmp_path / name).read_bytes()
+    assert key.encode() in text
+    there = sorted(as_asked(tmp_path / name)) if to == "drivelm" else as_asked(tmp_path / name)
+    assert there == (sorted(as_asked(source)) if to == "drivelm" else as_asked(source))
+
+
+def test_drivelm_is_one_document_and_no_lines(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"out\.jsonl\.gz: DriveLM is one nested document"):
+        convert_file(write_drivelm(tmp_path / "source.json"), tmp_path / "out.jsonl.gz", to="drivelm")
+
+
+def test_to_drivelm_counts_ids_and_writes_pixels(tmp_path: Path) -> None:
+    convert_file(write_drivelm(tmp_path / "source.json"), tmp_path / "out.json", to="drivelm")
+    pair = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["scene-7a"]["key_frames"]["frame-10"]["QA"][
+        "perception"
+    ][2]
+    assert pair == {"Q": "What does <c2,CAM_FRONT,700.5,321.0> look like?", "A": "No entry.", "tag": [2]}
+    assert [s.id for s in read_samples(tmp_path / "out.json")] == [s.id for s in read_samples(tmp_path / "source.json")]
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"frame": "f", "cameras": ["CAM_BACK"]}, "names no scene (meta.scene), which this format needs"),
+        ({"scene": "s", "cameras": ["CAM_BACK"]}, "names no frame"),
+        ({"scene": "s", "frame": "f", "topic": "prediction"}, "names no cameras of its 1 pictures"),
+        ({"scene": "s", "frame": "f", "cameras": ["CAM_BACK"]}, "a reasoning question needs prediction or behavior here"),
+    ],
+)
+@pytest.mark.parametrize("to", ["drivebench", "drivelm"])
+def test_what_a_format_cannot_hold_is_refused_by_record(tmp_path: Path, meta: Any, message: str, to: Any) -> None:
+    messages = [{"role": "user", "content": "<image>Is it?"}, {"role": "assistant", "content": "No."}]
+    record = {"messages": messages, "images": ["1.jpg"], "question_type": "reasoning", "meta": meta}
+    with pytest.raises(DataError, match="record 1: ") as raised:
+        convert_file(write(tmp_path / "in.json", [record]), tmp_path / "out.json", to=to)
+    assert message in str(raised.value)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_what_is_not_read_comes_along(tmp_path: Path) -> None:
+    messages = [{"role": "system", "content": "Drive."}, *read_messages()]
+    source = {
+        "messages": messages,
+        "images": ["1.jpg"],
+        "question_type": "planning",
+        "own": {"a": [1]},
+        "meta": {"ego_speed_mps": 3},
+    }
+    report = convert_file(write(tmp_path / "in.json", [source]), tmp_path / "out.jsonl")
+    (line,) = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    written = json.loads(line)
+    assert (written["own"], written["meta"]["ego_speed_mps"], written["messages"]) == ({"a": [1]}, 3, read_messages())
+    assert report.notes == {"system turn left out: the checkpoint's own prompt holds": 1}
+
+
+def read_messages() -> list[dict[str, str]]:
+    return [{"role": "user", "content": "<image>Is it free?"}, {"role": "assistant", "content": "Yes."}]
+
+
+def test_faulty_records_stop_or_are_left_out_and_counted(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.json", [drivebench(), drivebench(question_type="essay"), drivebench(question="Else?")])
+    report = convert_file(source, tmp_path / "out.json", skip=True)
+    assert (report.records, report.left_out) == (2, {"question_type": 1})
+    assert ("left out: question_type", "1") in report.rows
+    with pytest.raises(DataError, match="record 2: question_type"):
+        convert_file(source, tmp_path / "other.json")
+    with pytest.raises(UsageError, match="capability: expected one of"):
+        convert_file(source, tmp_path / "other.json", capability="essay")  # type: ignore[arg-type]
