@@ -34,11 +34,11 @@ from drivekd.tiling import Tiling
 
 from .processor import INTERNVL, QWEN2_5_VL, Processor, parse_tokenizer, prompt_digest
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 INTERNVL_CHAT = "internvl_chat"  # InternVL's original layout; read as INTERNVL
 CAMERA_FILE = "camera.json"
 DEFAULT_CAMERA_SIZE_PX = (588, 336)  # width, height: 12 x 21 = 252 tokens, about InternVL's 256, at a camera's 16:9
 _PROCESSOR_FILES = (
-    "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -125,6 +125,7 @@ class Checkpoint:
         if isinstance(checkpoint, Checkpoint):
             return checkpoint
         files = CheckpointFiles(checkpoint)
+        refuse_adapter_beside_weights(files)
         config = files.json("config.json")
         layout = config.get("model_type")
         _ = files.contract  # a damaged one is named before anything slow
@@ -156,6 +157,20 @@ class Checkpoint:
     def contract(self) -> Contract | None:
         """What training promised; None where nothing says."""
         return self.files.contract
+
+
+def refuse_adapter_beside_weights(files: CheckpointFiles) -> None:
+    """Raises CheckpointError on a folder that is two models: a whole one, and an adapter that may already be merged into it.
+
+    Training and evaluation would take the one and an export the other, or transformers the adapter on top of the merged weights.
+    """
+    whole = sorted(path.name for path in files.path.glob("model*.safetensors"))
+    if whole and files.has(ADAPTER_CONFIG):
+        raise CheckpointError(
+            f"{files.path}: holds a whole model ({whole[0]}) and an adapter ({ADAPTER_CONFIG}), and does not say whether that is "
+            f"merged into it. Keep one: the whole model without {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, or these two in a folder "
+            "of their own"
+        )
 
 
 def load_processor(
@@ -316,6 +331,8 @@ def write_processor(
     for name in _PROCESSOR_FILES:
         if source.files.has(name):
             shutil.copyfile(source.path / name, directory / name)
+    if source.files.has("tokenizer.json"):  # not copied: it may store somebody's truncation and padding
+        processor.tokenizer.save(str(directory / "tokenizer.json"))
     if isinstance(processor.images, PatchSettings):
         width, height = processor.images.tile_px
         _write_json(directory / CAMERA_FILE, {"width_px": width, "height_px": height})

@@ -95,8 +95,15 @@ def prompt_digest(prompts: PromptEncoder) -> str:
 
 
 def parse_tokenizer(data: bytes, source: str) -> Tokenizer:
-    """The tokenizer in the bytes of a tokenizer.json. Raises CheckpointError naming `source`."""
+    """The tokenizer in the bytes of a tokenizer.json. Raises CheckpointError naming `source`.
+
+    Truncation and padding, which save_pretrained stores from the last call before it, are those of somebody's batch: they are
+    left out, or every question would be cut and filled up to their length.
+    """
     try:
-        return Tokenizer.from_str(data.decode())
+        tokenizer = Tokenizer.from_str(data.decode())
     except Exception as error:  # tokenizers raises bare Exception for every malformed file
         raise CheckpointError(f"{source}: not a tokenizer file ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -21,7 +21,7 @@ from drivekd.quantization.linears import linear_layers
 from drivekd.runtime.answers.questions import fill_template
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
 from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
-from drivekd.runtime.bundle.reader import read_bundle
+from drivekd.runtime.bundle.reader import Bundle, read_bundle
 from drivekd.runtime.check import check_bundle
 from drivekd.runtime.parity.golden import GOLDEN_FILE, golden_images, record_golden
 from drivekd.runtime.session.model import StartedModel
@@ -32,6 +32,7 @@ from .graphs.shared_weights import share_weights
 from .parity.accuracy import AccuracyRow, accuracy_rows, check_records
 from .parity.language import Heard, LanguageRow, language_row, listen, own_answers, spoken_records
 from .parity.measure import decoder_rows, measure_parity
+from .parity.overflow import refuse_overflow
 from .parity.table import ParityRow, ParityTable, parity_table
 from .quantize.calibration import Calibrated, CameraSample, calibrate, camera_samples
 from .quantize.convert import convert
@@ -41,7 +42,7 @@ from .quantize.sensitivity import SensitivityReport, Trials, sensitivity
 from .rounding import OnMix, check_names, mixed, rounded_weights
 from .settings import ExportPlan
 from .source.layer_recording import record_layers
-from .source.layer_values import LAYERS_FILE
+from .source.layer_values import LAYERS_FILE, layer_values_from_bytes
 from .source.prompts import PromptSet
 from .source.reference import take_reference
 from .source.repeatable import EXPORT_THREADS, repeatable
@@ -93,8 +94,8 @@ def bundle_from_checkpoint(
     on_parity: gets the parity table before it is judged, so that it can be shown when it fails. on_sensitivity: gets each
     quantized graph's report, when the plan's settings ask for it. on_mix: gets what has 8 bits in a decoder of int4, and why.
     Raises UsageError (`out` is not empty, a wrong prompt), CheckpointError (missing file, other family, NaN weights), ExportError
-    (no graph, parity failed, no disk space), DataError (calibration or evaluation records). Whatever it raises, nothing is left
-    behind.
+    (no graph, parity failed, values that float16 cannot hold, no disk space), DataError (calibration or evaluation records).
+    Whatever it raises, nothing is left behind.
 
         >>> report = bundle_from_checkpoint(checkpoint, out)
         >>> report.parity.passed, report.parity.rows[0].precision
@@ -140,6 +141,8 @@ def _bundle_from_checkpoint(
         language: tuple[LanguageRow, ...] = ()
         if not plan.is_exact and rows.passed:
             converted = _convert(rounded, exact, staging, plan, weights, samples, watched.on_sensitivity)
+            if plan.vision.half or plan.decoder.half:  # first: parity would only say that something is far off, if at all
+                _refuse_overflow(converted, staging, plan)
             rows = parity_table([*rows.rows, *_compared(converted, staging, plan.label).rows])
         if watched.on_parity is not None:
             watched.on_parity(rows)
@@ -301,6 +304,13 @@ def _compared(exported: Exported, folder: Path, precision: str) -> ParityTable:
         with StartedModel(bundle, dialect=dialect, threads=EXPORT_THREADS) as model:
             rows += decoder_rows(exported.reference, model) if rows else measure_parity(exported.reference, model)
     return parity_table(rows)
+
+
+def _refuse_overflow(converted: Exported, staging: Path, plan: ExportPlan) -> None:
+    files = {path.name: path.read_bytes() for path in staging.iterdir()}
+    bundle = Bundle(staging, "", manifest_of(converted, plan.label), files)
+    image = next(iter(golden_images(converted.processor.images.tiles_px).values()))
+    refuse_overflow(bundle, layer_values_from_bytes(converted.layers, LAYERS_FILE), image, threads=EXPORT_THREADS)
 
 
 def _check_parity(checkpoint: Path, table: ParityTable) -> None:

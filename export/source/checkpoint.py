@@ -22,10 +22,9 @@ from transformers import PreTrainedModel
 from drivekd.contract import Contract
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest
-from drivekd.hf_checkpoint import Checkpoint, CheckpointFiles
+from drivekd.hf_checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, CheckpointFiles, refuse_adapter_beside_weights
 from drivekd.models import load_model
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RUN_CONFIG = "config.yaml"
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
@@ -60,6 +59,7 @@ def locate_checkpoint(path: Path) -> CheckpointSource:
         raise CheckpointError(f"{path}: no such checkpoint directory")
     if (path / ADAPTER_CONFIG).is_file():
         adapter = CheckpointFiles(path)
+        refuse_adapter_beside_weights(adapter)
         return CheckpointSource(Checkpoint.open(_base_of(adapter)), adapter, {"kind": "lora"})
     if (path / "trained.safetensors").is_file():
         raise CheckpointError(f"{path}: has what trains, without the base; take final/ of the run, which is written at its end")

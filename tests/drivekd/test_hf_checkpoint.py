@@ -292,3 +292,26 @@ def test_a_written_processor_is_the_one_that_was_read(
         assert (ours.model_type, ours.images, ours.chat) == (theirs.model_type, theirs.images, theirs.chat)
         assert ours.tokenizer.to_str() == theirs.tokenizer.to_str()
         assert (target / "camera.json").exists() == (source == qwen)
+
+
+def test_somebodys_truncation_and_padding_are_not_ours(checkpoint: Path, tmp_path: Path) -> None:
+    """As save_pretrained leaves them behind after a call on a batch."""
+    from transformers import PreTrainedTokenizerFast
+
+    question = "What should the ego vehicle do next, and why? Options: A. Red. B. Green. C. Blue."
+    before, short = (load_processor(checkpoint).prompts.suffix(text) for text in (question, "Why?"))
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(checkpoint / "tokenizer.json"), pad_token="<|im_end|>")
+    theirs([question, "Why?"], truncation=True, max_length=12, padding="max_length")
+    theirs.save_pretrained(tmp_path / "theirs")
+    shutil.copy(tmp_path / "theirs" / "tokenizer.json", checkpoint / "tokenizer.json")
+    stored = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))
+    assert stored["truncation"]["max_length"] == stored["padding"]["strategy"]["Fixed"] == 12
+    assert len(before) > 12
+    assert load_processor(checkpoint).prompts.suffix(question) == before
+    assert load_processor(checkpoint).prompts.suffix("Why?") == short
+    (tmp_path / "copy").mkdir()
+    write_processor(checkpoint, tmp_path / "copy")
+    written = json.loads((tmp_path / "copy" / "tokenizer.json").read_text(encoding="utf-8"))
+    assert (written["truncation"], written["padding"]) == (None, None), "others read it, too"
+    assert written["model"] == stored["model"]
+    assert written["added_tokens"] == stored["added_tokens"]

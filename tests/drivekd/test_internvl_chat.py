@@ -14,6 +14,7 @@ import torch
 from opened_files import watched_opens
 from safetensors.torch import load_file, save_file
 from slow_tokenizer import CORPUS, write_slow_tokenizer
+from tiny_run import NO_TEACHERS, TinyRun
 from torch import Tensor
 from transformers import InternVLForConditionalGeneration
 
@@ -315,3 +316,18 @@ def test_added_tokens_that_do_not_continue_the_vocabulary_are_refused(original: 
     edit(original, "tokenizer_config.json", shift)
     with pytest.raises(CheckpointError, match=r"gives '<\|endoftext\|>' the id"):
         load_processor(original)
+
+
+def test_a_student_trained_from_the_original_layout_is_one_that_loads(pair: Pair, tiny_run: TinyRun, tmp_path: Path) -> None:
+    from drivekd.config import load_config
+    from drivekd.distill.training.train import train
+
+    overrides = [f"student.checkpoint={pair[0]}", *NO_TEACHERS, "training.steps=1", "training.checkpoint_every_steps=1"]
+    train(load_config(tiny_run.yaml, overrides), tmp_path / "run")
+    for folder in (tmp_path / "run" / "final", tmp_path / "run" / "checkpoints" / "step-1"):
+        processor, source = load_processor(folder), load_processor(pair[0])
+        assert Checkpoint.open(folder).layout == "internvl"
+        assert processor.chat == source.chat
+        assert processor.images == source.images
+        assert processor.prompts.suffix(TEXTS[0]) == source.prompts.suffix(TEXTS[0])
+        assert load_model(folder).config.text_config.vocab_size == pair[1].config.text_config.vocab_size

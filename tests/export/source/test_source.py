@@ -17,6 +17,7 @@ from drivekd.distill.training.train import train
 from drivekd.errors import CheckpointError
 from drivekd.export.source.checkpoint import locate_checkpoint, stated_license
 from drivekd.export.source.source import load_source
+from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.models import load_model
 
 SHORT = ("teachers={}", "data.unlabelled=[]", "training.unlabelled_batch_size=0", "training.steps=2", "training.batch_size=3")
@@ -248,3 +249,17 @@ def test_the_nearest_licence_counts(tmp_path: Path) -> None:
     assert stated_license([tmp_path / "adapter", tmp_path / "base"]) == "licence of adapter"
     (tmp_path / "adapter" / "LICENSE").unlink()
     assert stated_license([tmp_path / "adapter", tmp_path / "base"]) == "licence of base"
+
+
+def test_a_whole_model_with_an_adapter_beside_it_is_refused_by_everybody(lora: Path, tmp_path: Path) -> None:
+    """Merged or not? An export would take the adapter, an evaluation the model, transformers one on top of the other."""
+    folder = copy_of(lora / "final", tmp_path)
+    for path in (folder / "adapter").glob("adapter_*"):
+        shutil.move(path, folder / path.name)
+    for open_it in (lambda: load_source(folder, None), lambda: Checkpoint.open(folder), lambda: load_processor(folder)):
+        with pytest.raises(CheckpointError, match=r"holds a whole model .model.safetensors. and an adapter .* Keep one"):
+            open_it()
+    (folder / "model.safetensors").unlink()  # now it is an adapter with a configuration beside it
+    assert load_source(folder, None).origin["kind"] == "lora"
+    with pytest.raises(CheckpointError, match=r"no \*.safetensors weights found"):
+        load_model(folder)
