@@ -94,13 +94,14 @@ def rain(image: RGBImage, severity: int, rng: np.random.Generator) -> RGBImage:
     picture = image.astype(np.float32)
     lit = picture + strokes * (255 - picture) * np.float32(1 - picture.mean() / 255)
     soft = np.asarray(Image.fromarray(lit.clip(0, 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(1)))  # 3x3
-    wet = soft * strokes + picture * (1 - strokes)
+    thickness = min(scale_of(image.shape[1]), 1.0)  # a stroke thinner than a pixel is as much weaker
+    wet = picture + (soft - picture) * strokes * np.float32(thickness)
     mean = wet.mean(axis=(0, 1), keepdims=True)
     return to_levels((wet - mean) * np.float32(_CONTRAST[severity - 1]) + mean)
 
 
 def _strokes(height: int, width: int, severity: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """[H, W], the grey of a stroke or 0. Where a stroke is thinner than a pixel, it is as much weaker."""
+    """[H, W], the grey of a stroke or 0; each is one pixel wide."""
     scale = scale_of(width)
     length = max(round(_DROP_LENGTH_PX[severity - 1] * scale), 2)
     slant = rng.uniform(-_MOST_SLANT_PX, _MOST_SLANT_PX) * scale
@@ -111,5 +112,5 @@ def _strokes(height: int, width: int, severity: int, rng: np.random.Generator) -
     columns = (starts[:, 1:] * (width + abs(slant)) - max(slant, 0) + slant * steps / length).astype(np.int64)
     seen = (rows < height) & (columns >= 0) & (columns < width)
     mask = np.zeros((height, width), np.float32)
-    mask[rows[seen], columns[seen]] = _DROP_GREY * min(scale, 1.0)
+    mask[rows[seen], columns[seen]] = _DROP_GREY
     return mask
