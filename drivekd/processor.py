@@ -94,6 +94,11 @@ def prompt_digest(prompts: PromptEncoder) -> str:
     return json_digest([vocabulary, chat, probe])
 
 
+def num_words(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding or a head needs for a tokenizer: its largest id, and one. Models have more, as padding."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
 def parse_tokenizer(data: bytes, source: str) -> Tokenizer:
     """The tokenizer in the bytes of a tokenizer.json. Raises CheckpointError naming `source`.
 

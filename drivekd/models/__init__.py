@@ -76,16 +76,18 @@ def num_layers(model: PreTrainedModel) -> int:
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """layers: decoder layers. width: of the hidden states and of image features."""
+    """layers: decoder layers. width: of the hidden states and of image features. words: rows of embedding and head, those of the
+    tokenizer's and what pads them."""
 
     layers: int
     width: int
+    words: int
 
 
 def language_shape(checkpoint: Checkpoint) -> LanguageShape:
     """From a checkpoint's config.json alone, no weights."""
     text = model_config(checkpoint, FAMILIES[checkpoint.model_type]).text_config
-    return LanguageShape(text.num_hidden_layers, text.hidden_size)
+    return LanguageShape(text.num_hidden_layers, text.hidden_size, text.vocab_size)
 
 
 def encode_images(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from drivekd.errors import CheckpointError
 from drivekd.hf_checkpoint import Checkpoint, load_processor
 from drivekd.images import ImageForm
 from drivekd.models import family_of
-from drivekd.processor import Processor
+from drivekd.processor import Processor, num_words
 from drivekd.runtime.bundle.manifest import ModelInfo
 
 from .checkpoint import CheckpointSource, load_weights, locate_checkpoint, stated_license, weights_sha256
@@ -58,10 +58,10 @@ def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
         model = load_weights(found).eval()
     _check_finite(path, model)
     info = _model_info(found, model)
-    if processor.tokenizer.get_vocab_size() > info.vocab_size:
+    if (needed := num_words(processor.tokenizer)) > info.vocab_size:
         raise CheckpointError(
-            f"{found.checkpoint.path}: the tokenizer has {processor.tokenizer.get_vocab_size()} tokens, "
-            f"the model {info.vocab_size} embeddings; they do not belong together"
+            f"{found.checkpoint.path}: the tokenizer has {needed} tokens, the model {info.vocab_size} embeddings; they do not "
+            "belong together"
         )
     return Source(found.checkpoint, processor, prompt_set, found.contract, model, info, found.origin)
 

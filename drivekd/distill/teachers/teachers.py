@@ -26,7 +26,7 @@ from drivekd.hf_checkpoint import Checkpoint, load_processor, stated_tiles
 from drivekd.models import language_model, language_shape, load_model, num_layers
 from drivekd.models.decoder import run_decoder
 from drivekd.models.probe import CAPTURE_ATTENTION, capture
-from drivekd.processor import INTERNVL, Processor
+from drivekd.processor import INTERNVL, Processor, num_words
 from drivekd.sample import Capability
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -171,6 +171,7 @@ def check_same_view(student: Processor, teacher: Checkpoint, camera_size_px: tup
         )
     tiles = students if student.model_type == INTERNVL else None
     check_same_tokens(student, load_processor(teacher, camera_size_px=camera_size_px, tiles=tiles), source)
+    check_words(language_shape(teacher).words, student, source)
 
 
 def check_same_family(student: str, teacher: str, source: str) -> None:
@@ -190,5 +191,15 @@ def check_same_tokens(student: Processor, teacher: Processor, source: str) -> No
             f"student {student.images} -> {student.chat.tokens_per_image} tokens, "
             f"teacher {teacher.images} -> {teacher.chat.tokens_per_image} tokens"
         )
-    if student.tokenizer.get_vocab() != teacher.tokenizer.get_vocab():
-        raise ConfigError(f"{source}: teacher and student must have the same tokenizer; distil within one family")
+    if (students := student.tokenizer.get_vocab()) != (teachers := teacher.tokenizer.get_vocab()):
+        other = min(students.items() ^ teachers.items(), key=lambda item: (item[1], item[0]))[0]
+        raise ConfigError(
+            f"{source}: teacher and student must have the same tokenizer; {other!r} is {teachers.get(other, 'no token')} in the "
+            f"teacher's and {students.get(other, 'no token')} in the student's. Distil within one family"
+        )
+
+
+def check_words(rows: int, student: Processor, source: str) -> None:
+    """A model of `rows` words against the tokenizer that both use; padding differs within a family. Raises ConfigError."""
+    if rows < (needed := num_words(student.tokenizer)):
+        raise ConfigError(f"{source}: config.json says {rows} words, the tokenizer has ids up to {needed - 1}: they do not fit")

@@ -140,7 +140,11 @@ class Objectives:
         return signal_loss(signal, student, _drained(targets), view.batch, places, self._signals.rows)
 
     def _kl(self, name: Capability, batch: Batch, samples: Samples, hidden: Tensor) -> Tensor:
-        """KL between the teacher's and the student's words at the samples' supervised tokens, [len(samples)]."""
+        """KL between the teacher's and the student's words at the samples' supervised tokens, [len(samples)].
+
+        Models of one tokenizer may pad their heads to different lengths (Qwen2.5-VL: 151,936 and 152,064 rows): what both have
+        counts, which holds every word of the tokenizer.
+        """
         assert self._teachers is not None
         teacher = self._teachers.by_capability[name]
         view = batch.select(samples)
@@ -149,7 +153,8 @@ class Objectives:
         student = self._logits(hidden, Supervised(here.row[kept], here.position[kept], here.target[kept], here.sample[kept]))
         asked = view.batch.to(teacher.device)
         logits = teacher.logits(asked, there.row.to(teacher.device), there.position.to(teacher.device)).to(hidden.device)
-        return logits_kl_per_sample(student, logits, there.sample, len(samples))
+        words = min(student.shape[1], logits.shape[1])
+        return logits_kl_per_sample(student[:, :words], logits[:, :words], there.sample, len(samples))
 
 
 def _drained(targets: list[Tensor]) -> Iterator[Tensor]:

@@ -31,10 +31,11 @@ from transformers import PreTrainedModel
 from drivekd.config import LoraConfig, RunConfig, StudentConfig
 from drivekd.data.batch import Collator
 from drivekd.distill.teachers.features import trains_vision
+from drivekd.distill.teachers.teachers import check_words
 from drivekd.distill.training.rounding import ADAPTER, Rounding, adapted_weight
 from drivekd.errors import ConfigError
 from drivekd.hf_checkpoint import Checkpoint, load_processor
-from drivekd.models import language_model, load_model, modules_of
+from drivekd.models import language_model, language_shape, load_model, modules_of
 from drivekd.models.probe import CAPTURE_ATTENTION
 from drivekd.models.swiglu import recompute_products
 from drivekd.sample import Sample
@@ -153,6 +154,7 @@ def load_student(
     Raises CheckpointError, and ConfigError for adapters on layers, or patterns of layers, that do not exist.
     """
     processor = load_processor(checkpoint, camera_size_px=camera_size_px, tiles=tiles)
+    check_words(language_shape(checkpoint).words, processor, f"student.checkpoint = {checkpoint.path}")
     model = load_model(checkpoint, attention=CAPTURE_ATTENTION)
     model.requires_grad_(False)
     whole = set(config.train)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -165,6 +166,39 @@ def test_kl_is_between_the_next_words_of_both_models(family_run: TinyRun) -> Non
     assert pair.losses(batch_of(pair, samples))["planning"] == pytest.approx(sum(expected) / 3, rel=1e-4)  # fp32
 
 
+def resized(source: Path, folder: Path, rows: int) -> Path:
+    """A copy whose embedding and head have so many rows more; below 0: fewer."""
+    shutil.copytree(source, folder)
+    model = load_model(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.resize_token_embeddings(model.get_input_embeddings().weight.shape[0] + rows, mean_resizing=False)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_kl_is_over_the_words_that_both_models_have(family_run: TinyRun, tmp_path: Path) -> None:
+    """One tokenizer, heads padded to different lengths: Qwen2.5-VL's 3B has 151,936 rows, its 7B 152,064."""
+    padded = resized(family_run.teacher, tmp_path / "padded", 24)
+    loss, samples = "signals.planning.loss=kl", samples_of(family_run, "planning")[:3]
+    pair = load_pair(family_run, loss, f"teachers={{planning: {padded}}}")
+    expected = load_pair(family_run, loss, f"teachers={{planning: {family_run.teacher}}}")
+    found = pair.losses(batch_of(pair, samples))["planning"]
+    assert found == pytest.approx(expected.losses(batch_of(expected, samples))["planning"], rel=1e-6)
+    other_way = load_pair(family_run, loss, f"student.checkpoint={padded}", f"teachers={{planning: {family_run.student}}}")
+    assert other_way.losses(batch_of(other_way, samples))["planning"] > 0
+
+
+@pytest.mark.parametrize("key", ["student.checkpoint", "teachers.planning"])
+def test_a_model_with_fewer_words_than_its_tokenizer_is_refused_before_the_first_step(
+    tiny_run: TinyRun, tmp_path: Path, key: str
+) -> None:
+    cut = resized(tiny_run.student, tmp_path / "cut", -3)
+    override = f"student.checkpoint={cut}" if key == "student.checkpoint" else f"teachers={{planning: {cut}}}"
+    with pytest.raises(ConfigError, match=rf"{key} = .*cut: config.json says \d+ words, the tokenizer has ids up to \d+"):
+        load_pair(tiny_run, override)
+
+
 def test_the_released_mixing_is_a_weighted_mean_of_teachers(family_run: TinyRun, pair: Pair) -> None:
     matrix = mixing_matrix("released")
     samples = samples_of(family_run, "perception")
@@ -307,7 +341,7 @@ def tiny_checkpoint(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"image_size_px": 84}, "tokens per image"), ({"words": ["<c1>"]}, "the same tokenizer")],
+    [({"image_size_px": 84}, "tokens per image"), ({"words": ["<c1>"]}, "the same tokenizer; '.+' is .* in the teacher's")],
     ids=["tiles", "vocabulary"],
 )
 def test_a_teacher_that_cuts_text_or_images_otherwise_is_refused(
