@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from drivekd import internvl_chat
 from drivekd.chat import PromptEncoder, chat_format_from_template
-from drivekd.contract import CONTRACT_FILE, Contract, read_contract
+from drivekd.contract import CONTRACT_FILE, Contract, read_contract, write_contract
 from drivekd.errors import CheckpointError, ConfigError
 from drivekd.grounding import check_not_needed, ordinary_tokenizer_config, ordinary_tokens
 from drivekd.images import ImageSettings, PatchSettings, TiledSettings
@@ -348,6 +348,15 @@ def write_processor(
         processor.tokenizer.save(str(directory / "tokenizer.json"))
         config = _read_json(directory, "tokenizer_config.json")
         _write_json(directory / "tokenizer_config.json", ordinary_tokenizer_config(config, tokens))
+
+
+def write_promised(source: Checkpoint, directory: Path, contract: Contract) -> None:
+    """Write the processor files of `source` with the tiles that a contract states, whatever `source` says, and the contract."""
+    if contract.family == QWEN2_5_VL:
+        write_processor(source, directory, camera_size_px=contract.tile_px)
+    else:
+        write_processor(source, directory, tiles=contract.tiles)
+    write_contract(directory, contract)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import safetensors.numpy
 
+from drivekd.data.traces import FILE_NAME as TRACES_FILE
+from drivekd.data.traces import read_traces
 from drivekd.errors import BundleError, DataError, ExportError, UsageError
 from drivekd.files import whole_directory
 from drivekd.hf_checkpoint import Checkpoint
@@ -236,6 +238,9 @@ def _export(source: Source, folder: Path, dialects: tuple[str, ...], schemas: by
     (folder / EMBEDDING_FILE).write_bytes(safetensors.numpy.save({"weight": weight}))
     (folder / "tokenizer.json").write_text(source.processor.tokenizer.to_str(), encoding="utf-8")
     (folder / SCHEMAS_FILE).write_bytes(schemas)
+    if source.traces is not None:
+        read_traces(source.traces)  # what is damaged is named here, not when somebody asks
+        shutil.copyfile(source.traces, folder / TRACES_FILE)
     return Exported(
         processor=source.processor,
         prompts=source.prompts,
@@ -278,8 +283,9 @@ def _convert(
     spec = embedding_spec(plan.embedding, exported.info.hidden_size, plan.decoder.block)
     table = quantize_embedding(exported.embedding, spec.precision, spec.block)
     (staging / EMBEDDING_FILE).write_bytes(safetensors.numpy.save(table))
-    for name in ("tokenizer.json", SCHEMAS_FILE):
-        shutil.copyfile(exact / name, staging / name)
+    for name in ("tokenizer.json", SCHEMAS_FILE, TRACES_FILE):
+        if (exact / name).is_file():
+            shutil.copyfile(exact / name, staging / name)
     return dataclasses.replace(exported, graphs=graphs, embedding_spec=spec)
 
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from drivekd.errors import CheckpointError, ExportError, UsageError
 from drivekd.files import refuse_non_empty, whole_directory
-from drivekd.hf_checkpoint import write_processor
+from drivekd.hf_checkpoint import write_processor, write_promised
 from drivekd.processor import parse_tokenizer
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
 from drivekd.runtime.parity.golden import GOLDEN_FILE, load_golden
@@ -108,7 +108,9 @@ def _place_checkpoint(source: CheckpointSource, target: Path, *, link: bool) -> 
     """A copy of the directory's own files: training state and the like lie in folders below."""
     if source.adapter is not None:
         load_weights(source).save_pretrained(target)
-        return write_processor(source.checkpoint, target)
+        if source.contract is None:
+            return write_processor(source.checkpoint, target)
+        return write_promised(source.checkpoint, target, source.contract)
     if link:
         return target.symlink_to(source.checkpoint.path.resolve(), target_is_directory=True)
     target.mkdir()

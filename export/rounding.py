@@ -101,7 +101,8 @@ def rounded_weights(
     found = quantize_weights(source.model, forms, embedding_form(spec), frames, trained.scales, half=half)
     if plan.settings.rounded_checkpoint is not None:
         before = torch.from_numpy(exported.embedding)
-        write_rounded_checkpoint(plan.settings.rounded_checkpoint, source.checkpoint.path, source.model, before, found)
+        folder = plan.settings.rounded_checkpoint
+        write_rounded_checkpoint(folder, source, before, found)
     images, questions = list(exported.reference.images), list(exported.reference.questions)
     rounded = dataclasses.replace(
         exported,

@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from drivekd.errors import CheckpointError, ExportError, UsageError
 from drivekd.files import whole_directory
+from drivekd.hf_checkpoint import write_promised
 from drivekd.log import logger
 from drivekd.quantization.form import Quantized, WeightForm
 from drivekd.quantization.linears import is_vision, matmul_name
 from drivekd.quantization.scales import SCALES_FILE, check_scales, read_scales, write_scales
 
 from .settings import ExportPlan
+from .source.source import Source
 
 FIXED = ("vision", "block", "exclude", "int8", "bits", "budget_mb", "int8_inputs")  # settings that such a checkpoint decides
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")  # ends of names that are not copied
@@ -76,23 +77,26 @@ def _wide(forms: Mapping[str, WeightForm]) -> tuple[str, ...]:
     return tuple(sorted(wide)) if _precision(forms) == "int4" else ()
 
 
-def write_rounded_checkpoint(
-    folder: Path, checkpoint: Path, model: PreTrainedModel, embedding: Tensor, found: Mapping[str, Quantized]
-) -> None:
+def write_rounded_checkpoint(folder: Path, source: Source, embedding: Tensor, found: Mapping[str, Quantized]) -> None:
     """The rounded model in the layout that it was read in, and its scales, in a new folder.
 
-    checkpoint: whose other files are copied. embedding: [V, D] before it was rounded, which stays as it is, and with it a head
-    that is tied to it.
+    source: whose model is rounded and whose other files are copied; what training promised may be an adapter's. embedding: [V, D]
+    before it was rounded, which stays as it is, and with it a head that is tied to it.
     """
+    model = source.model
     table = model.get_input_embeddings().weight
     (name,) = (name for name, parameter in model.named_parameters() if parameter is table)
     state = {**model.state_dict(), name: embedding}
     if model.config.tie_word_embeddings:
         state["lm_head.weight"] = embedding
     with whole_directory(folder, error_type=ExportError) as directory:
-        for path in checkpoint.iterdir():
+        for path in source.checkpoint.path.iterdir():
             if path.is_file() and not path.name.endswith(WEIGHTS):
                 shutil.copyfile(path, directory / path.name)
+        if source.contract is not None:
+            write_promised(source.checkpoint, directory, source.contract)
+        if source.traces is not None:
+            shutil.copyfile(source.traces, directory / source.traces.name)
         model.save_pretrained(directory, state_dict=state)
         write_scales(
             directory, {layer: part.scales for layer, part in found.items()}, {layer: p.form for layer, p in found.items()}

@@ -90,11 +90,24 @@ def _origin_rows(manifest: Manifest) -> list[list[str]]:
         rows.append(["training", f"config sha256 {training}"])
     return [
         *rows,
+        *_promise_rows(manifest),
         ["licence", manifest.model.license or "not stated by the checkpoint"],
         ["parity at export", parity_summary(manifest)],
         ["memory", f"{kv_bytes_per_1k_tokens(manifest) / 1e6:.2f} MB of K/V per 1,000 tokens and row"],
         ["embedding", embedding_summary(manifest.embedding, manifest.model.vocab_size, manifest.model.hidden_size)],
     ]
+
+
+def _promise_rows(manifest: Manifest) -> list[list[str]]:
+    """What training told the car."""
+    budgets = ", ".join(f"{name} {tokens}" for name, tokens in manifest.generation.max_new_tokens.items())
+    rows = [
+        ["cameras", ", ".join(manifest.cameras) or "not stated: pictures come as they are given"],
+        ["answers", f"of {budgets} tokens at most"],
+    ]
+    if manifest.coordinates:
+        rows.append(["object tags", manifest.coordinates])
+    return [*rows, *([f"records {name}", f"sha256 {digest}"] for name, digest in manifest.data.items())]
 
 
 def parity_summary(manifest: Manifest) -> str:

@@ -96,7 +96,7 @@ def _draw(folder: Path, session: Session, frame: Frame, answers: Mapping[str, An
     path = folder / f"{frame.name}-overlay.jpg"
     backends = ", ".join(dict.fromkeys(answer.backend for answer in answers.values()))
     caption = f"{frame.source} | {backends}, {session.timings_ms['total']:,.0f} ms | {session.bundle_digest[:19]}"
-    write_overlay(path, draw_answers(frame.images, answers, caption=caption))
+    write_overlay(path, draw_answers(frame.images, answers, caption=caption, coordinates=session.manifest.coordinates))
     return path
 
 

@@ -20,6 +20,8 @@ import torch
 from tokenizers import Tokenizer
 
 from drivekd.config import DataConfig, OptimizerConfig, PromptsConfig, RunConfig, StudentConfig, TrainingConfig
+from drivekd.contract import CONTRACT_FILE
+from drivekd.data.traces import FILE_NAME as TRACES_FILE
 from drivekd.distill.training.train import train
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import configure_logging, logger
@@ -89,7 +91,8 @@ def _ship(checkpoint: Path, directory: Path) -> None:
     """Write a checkpoint in bf16, half the size; it is loaded into fp32 again."""
     opened = Checkpoint.open(checkpoint)
     write_checkpoint(directory, load_model(opened), opened.files.tokenizer, dtype=torch.bfloat16)
-    shutil.copyfile(checkpoint / "prompts.json", directory / "prompts.json")
+    for name in (CONTRACT_FILE, TRACES_FILE):
+        shutil.copyfile(checkpoint / name, directory / name)
 
 
 def _fine_tune(checkpoint: Path, out: Path, stage: Stage) -> Path:

@@ -116,16 +116,16 @@ def run_ros_demo(
 ) -> list[dict[str, object]]:
     """Play frames through real topics to a real node and return its typed answers (see drivekd_ros.listener).
 
-    frames: images, len(cameras) a frame, or one video file. ego_speed_mps: one per frame, m/s, sent as TwistStamped.
-    count: typed answers to wait for. on_line: told of every answer as a JSON line. parameters: more "name:=value" for the
-    node. node: Python arguments that start it. Each answer has "frame", the index of the frame that it is about.
-    Raises DrivekdError with the processes' last words when the node ends early or answers are missing after timeout_s.
+    cameras: the bundle's, from whose manifest the node has them. frames: images, len(cameras) a frame, or one video file.
+    ego_speed_mps: one per frame, m/s, sent as TwistStamped. count: typed answers to wait for. on_line: told of every answer as a
+    JSON line. parameters: more "name:=value" for the node. node: Python arguments that start it. Each answer has "frame", the
+    index of the frame that it is about. Raises DrivekdError with the processes' last words when the node ends early or answers
+    are missing after timeout_s.
     """
     environment = ros_environment(install.resolve())
     topics = [f"/{camera}/image" for camera in cameras]
     settings = [
         f"bundle:={bundle}",
-        f"cameras:={json.dumps(list(cameras))}",
         f"camera_topics:={json.dumps(topics)}",
         "reliability:=reliable",
         f"max_frame_age_ms:={min(timeout_s * 1e3, 6e4):.1f}",

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from drivekd.contract import Contract
+from drivekd.data.traces import FILE_NAME as TRACES_FILE
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest
 from drivekd.hf_checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, CheckpointFiles, refuse_adapter_beside_weights
@@ -46,6 +47,11 @@ class CheckpointSource:
     def contract(self) -> Contract | None:
         """The nearest one; None where training wrote none."""
         return next((files.contract for files in self.files if files.contract is not None), None)
+
+    @property
+    def traces(self) -> Path | None:
+        """The nearest data_traces.safetensors; None where training left none."""
+        return next((files.path / TRACES_FILE for files in self.files if files.has(TRACES_FILE)), None)
 
     @property
     def directories(self) -> list[Path]:
@@ -141,7 +147,7 @@ def weights_sha256(*directories: Path) -> str:
     """sha256 over names and digests of the directories' safetensors files: which weights these are, wherever they lie."""
     total = hashlib.sha256()
     for directory in directories:
-        for path in sorted(directory.glob("*.safetensors")):
+        for path in sorted(path for path in directory.glob("*.safetensors") if path.name != TRACES_FILE):
             total.update(f"{path.name} {file_digest(path)}\n".encode())
     return total.hexdigest()
 

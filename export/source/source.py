@@ -26,13 +26,14 @@ __all__ = ["Source", "load_source", "weights_sha256"]
 
 @dataclass(frozen=True)
 class Source:
-    """Everything an export starts from. contract: what training promised, None where nothing says. model: fp32, with its own
-    attention. origin: the manifest's `source`."""
+    """Everything an export starts from. contract: what training promised, None where nothing says. traces: file of its records'
+    hashes, None = there is none. model: fp32, with its own attention. origin: the manifest's `source`."""
 
     checkpoint: Checkpoint
     processor: Processor
     prompts: PromptSet
     contract: Contract | None
+    traces: Path | None
     model: PreTrainedModel
     info: ModelInfo
     origin: dict[str, str]
@@ -63,7 +64,7 @@ def load_source(path: Path, prompts: Mapping[str, str] | None) -> Source:
             f"{found.checkpoint.path}: the tokenizer has {needed} tokens, the model {info.vocab_size} embeddings; they do not "
             "belong together"
         )
-    return Source(found.checkpoint, processor, prompt_set, found.contract, model, info, found.origin)
+    return Source(found.checkpoint, processor, prompt_set, found.contract, found.traces, model, info, found.origin)
 
 
 def _check_layers(checkpoint: Checkpoint) -> None:

@@ -12,6 +12,7 @@ bundle/
   tokenizer.json
   schemas.json           of structured answers, by capability; drivekd's own where there is none
   calibration.json       of confidences, by capability, where there is one
+  data_traces.safetensors   hashes of what was trained on, where training left them
   golden.npz             inputs and this bundle's own ORT-CPU outputs at export
   layers.npz             what the model's layers put out, for `check --bisect`
   bundle.sig             a signature, when there is one; outside the digest

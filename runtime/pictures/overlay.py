@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast, get_args
 
 from PIL import Image, ImageDraw
 
 from drivekd.files import whole_file
 from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
-from drivekd.tags import coordinate_style
+from drivekd.tags import CoordinateStyle, coordinate_style
 
 from .marks import Mark, marks_of
 from .panel import draw_panel
@@ -32,18 +33,20 @@ JPEG_QUALITY = 92
 AROUND_THE_CAR = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
 
 
-def draw_answers(images: Mapping[str, RGBImage], answers: Mapping[str, Answer], *, caption: str = "") -> Image.Image:
+def draw_answers(
+    images: Mapping[str, RGBImage], answers: Mapping[str, Answer], *, caption: str = "", coordinates: str = ""
+) -> Image.Image:
     """One frame with its answers.
 
-    images: uint8 RGB [H, W, 3] by camera, at least one. caption: said at the bottom. One camera keeps its size when its width is
-    448 to 1920 px; several share 1920 px.
+    images: uint8 RGB [H, W, 3] by camera, at least one. caption: said at the bottom. coordinates: how the model writes tags, as
+    its bundle's manifest says. One camera keeps its size when its width is 448 to 1920 px; several share 1920 px.
     """
     names = _arranged(images)
     width = _width(images)
     style = style_for(width)
     cell_px = width if len(names) == 1 else (width - GAP_PX * (_columns(len(names)) - 1)) // _columns(len(names))
     several = len(names) > 1
-    marks = _marks(images, answers)
+    marks = _marks(images, answers, _style(answers, coordinates))
     cells = []
     for name in names:
         own = [(mark, color) for mark, color in marks.items() if mark.camera == name]
@@ -75,12 +78,15 @@ def _width(images: Mapping[str, RGBImage]) -> int:
     return min(max(int(image.shape[1]), MIN_WIDTH_PX), MAX_WIDTH_PX)
 
 
-def _marks(images: Mapping[str, RGBImage], answers: Mapping[str, Answer]) -> dict[Mark, Rgb]:
-    """Every mark once, in the colour of the capability that named it first.
+def _style(answers: Mapping[str, Answer], coordinates: str) -> CoordinateStyle:
+    """Where nothing says how the model learnt to write tags, all free texts of the frame together do: one model wrote them."""
+    if coordinates in get_args(CoordinateStyle):
+        return cast(CoordinateStyle, coordinates)
+    return coordinate_style(answer.text for answer in answers.values() if answer.structured is None)
 
-    A bundle does not say how its model learnt to write tags, so all free texts of the frame together do: one model wrote them.
-    """
-    style = coordinate_style(answer.text for answer in answers.values() if answer.structured is None)
+
+def _marks(images: Mapping[str, RGBImage], answers: Mapping[str, Answer], style: CoordinateStyle) -> dict[Mark, Rgb]:
+    """Every mark once, in the colour of the capability that named it first."""
     sizes_px = {camera: (image.shape[1], image.shape[0]) for camera, image in images.items()}
     marks: dict[Mark, Rgb] = {}
     for capability, answer in answers.items():

@@ -16,7 +16,8 @@ from drivekd.quantization.scales import read_scales
 
 pytestmark = pytest.mark.numerics
 
-(BLOCK,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "distillation.md").read_text(), flags=re.DOTALL)
+BLOCKS = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "distillation.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+(BLOCK,) = (block for block in BLOCKS if "quantization:" in block)
 
 
 def test_the_pages_quantization_trains(tiny_run: TinyRun, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ checkpoints/step-N
     weight_scales.safetensors, trained.safetensors        with student.quantization: the scales that were computed with (see
                                                           drivekd/quantization/scales.py); their logarithms, which train
     contract.json                                         what eval, export and car hold themselves to; see drivekd/contract.py
+    data_traces.safetensors                               hashes of what was trained on; see drivekd/data/traces.py
     optimizer.safetensors                                 AdamW's moments by parameter name
     training_state.json                                   TrainingState, the validations so far in it
 final/ and best/ are made by `write_student`: a whole model, adapters merged, and with LoRA adapter/ besides, in peft's layout.
@@ -27,15 +28,16 @@ from transformers import PreTrainedModel
 
 from drivekd.config import StudentConfig
 from drivekd.contract import Contract, write_contract
+from drivekd.data.traces import FILE_NAME as TRACES_FILE
+from drivekd.data.traces import Traces
 from drivekd.distill.training.sharding import placed
 from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
 from drivekd.files import file_digest, remove_leftovers, whole_directory, write_whole_json
-from drivekd.hf_checkpoint import Checkpoint, write_processor
+from drivekd.hf_checkpoint import Checkpoint, write_promised
 from drivekd.log import logger
 from drivekd.models import load_model
-from drivekd.processor import QWEN2_5_VL
 from drivekd.quantization.form import WeightForm
 from drivekd.quantization.linears import HEAD
 from drivekd.quantization.scales import write_scales
@@ -81,6 +83,7 @@ class SavedStudent:
     source: Checkpoint
     config: StudentConfig
     contract: Contract
+    traces: Traces
     scales: Mapping[str, Tensor] = field(default_factory=dict)
     forms: Mapping[str, WeightForm] = field(default_factory=dict)
 
@@ -131,7 +134,7 @@ def write_student(directory: Path, student: SavedStudent) -> None:
     base.save_pretrained(directory)
     if student.config.train == ["language_model"]:
         write_adapter(directory / "adapter", student.model, lora, student.source.path, student.trained)
-        write_contract(directory / "adapter", student.contract)
+        _write_promises(directory / "adapter", student)
         if student.scales:  # of the merged weights, which is what an export makes of an adapter
             write_scales(directory / "adapter", student.scales, student.forms)
     else:
@@ -150,7 +153,7 @@ def write_checkpoint(directory: Path, student: SavedStudent, moments: Mapping[st
                 save_file(_savable(student.log_scales), temporary / TRAINED_FILE)
         else:
             save_file(_savable(student.trained), temporary / TRAINED_FILE)
-            write_contract(temporary, student.contract)
+            _write_promises(temporary, student)
         save_file(_savable(moments), temporary / OPTIMIZER_FILE)
         digests = {path.name: file_digest(path) for path in sorted(temporary.iterdir())}
         write_whole_json(temporary / STATE_FILE, asdict(state) | {"files": digests})
@@ -205,16 +208,18 @@ def _frozen(student: SavedStudent) -> dict[str, Tensor]:
 
 
 def _write_small_files(directory: Path, student: SavedStudent) -> None:
-    """All but weights and config.json. Tile and tiles are those that were trained with, whatever the source says."""
-    contract = student.contract
-    if contract.family == QWEN2_5_VL:
-        write_processor(student.source, directory, camera_size_px=contract.tile_px)
-    else:
-        write_processor(student.source, directory, tiles=contract.tiles)
+    """All but weights and config.json."""
+    write_promised(student.source, directory, student.contract)
+    _write_promises(directory, student)
     for path in student.source.path.iterdir():
         if path.name.startswith(LICENSE_NAMES) and path.is_file():
             shutil.copyfile(path, directory / path.name)
-    write_contract(directory, contract)
+
+
+def _write_promises(directory: Path, student: SavedStudent) -> None:
+    """What whoever takes the weights must know of their training."""
+    write_contract(directory, student.contract)
+    student.traces.write(directory / TRACES_FILE)
 
 
 def _savable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from drivekd.contract import (
     read_contract,
 )
 from drivekd.data.batch import Collator
+from drivekd.data.traces import Traces, traces_of
 from drivekd.errors import CheckpointError, ConfigError, DataError
 from drivekd.images import PREPROCESSING_VERSION
 from drivekd.log import logger
@@ -30,6 +31,7 @@ from drivekd.tags import coordinate_style, has_tags
 
 HEADROOM = 1.25  # of the longest answer: one that is not in the records may be longer
 ROUND_TO, LEAST = 8, 16  # tokens
+MAX_READ_BYTES = 4_000_000_000  # of pictures that are read once for their traces
 
 
 def settled_cameras(config: RunConfig, samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -127,6 +129,15 @@ def with_data(contract: Contract, inputs: Mapping[str, str]) -> Contract:
     """The contract with the digests of the records that a run learns from. inputs: of all that it reads, by key."""
     start = "data."
     return replace(contract, data={key.removeprefix(start): value for key, value in inputs.items() if key.startswith(start)})
+
+
+def training_traces(samples: Sequence[Sample]) -> Traces:
+    """Traces of what a run learns from, the contents of its pictures among them where reading them all takes seconds."""
+    pictures = {image for sample in samples for image in sample.images}
+    size_bytes = sum(picture.stat().st_size for picture in pictures if picture.is_file())
+    if size_bytes > MAX_READ_BYTES:
+        logger.info("traces of the data are names alone: reading %.0f GB of pictures once more would take long", size_bytes / 1e9)
+    return traces_of(samples, contents=size_bytes <= MAX_READ_BYTES)
 
 
 def check_same_contract(directory: Path, now: Contract) -> None:

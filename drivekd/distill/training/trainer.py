@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from drivekd.config import RunConfig
 from drivekd.data.batch import Batch
 from drivekd.data.packs import Pack, PackStream, frame_packs, micro_batches, single_packs
+from drivekd.data.traces import Traces
 from drivekd.distill.reconcile import Reconciler, ReconcileRecord, ReconcileSettings, merge_records
 from drivekd.distill.rows import Rows, row_shares, rows_for, sample_mixing
 from drivekd.distill.teachers.caches import Caches, cache_size, fill
@@ -37,7 +39,7 @@ from drivekd.distill.training.gradients import GradientRows
 from drivekd.distill.training.objectives import Objectives, StepSize
 from drivekd.distill.training.optimizer import adamw, is_scale, learning_rate, optimizer_tensors, restore_optimizer
 from drivekd.distill.training.parallel import Turn, join, resolve_device
-from drivekd.distill.training.run_contract import run_contract, with_data
+from drivekd.distill.training.run_contract import run_contract, training_traces, with_data
 from drivekd.distill.training.sharding import gathered, place, whole_number
 from drivekd.distill.training.student import load_student, seed_dropout
 from drivekd.distill.weighting import CE, DynamicSettings, weighting_for
@@ -325,8 +327,12 @@ class Trainer:
         scales, forms = dict[str, Tensor](), dict[str, WeightForm]()
         if self.rounding is not None:
             scales, forms = self.rounding.scales(trained, self.names, self.device), self.rounding.forms
-        contract = with_data(self.contract, inputs or {})
-        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, contract, scales, forms)
+        promises = with_data(self.contract, inputs or {}), self._traces
+        return SavedStudent(self.student, trained, self.checkpoint, self.config.student, *promises, scales, forms)
+
+    @cached_property
+    def _traces(self) -> Traces:
+        return training_traces([*self.samples.labelled, *self.samples.unlabelled])
 
     def save(self, checkpoints: Path, inputs: Mapping[str, str], validations: Validations) -> None:
         """Write checkpoints/step-N, then make durable what was cached. All processes call it; raises when the disk is full."""

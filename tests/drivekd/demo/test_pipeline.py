@@ -11,6 +11,7 @@ from drivekd.demo import pipeline
 from drivekd.demo.pipeline import DemoSize, run_demo
 from drivekd.demo.ros_workspace import build_workspace
 from drivekd.errors import UsageError
+from drivekd.runtime import read_bundle
 from drivekd.world import WorldSettings
 
 pytestmark = pytest.mark.e2e
@@ -36,8 +37,8 @@ def test_demo(tmp_path: Path, install: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert words in text
     summary = json.loads((out / "summary.json").read_text())
     assert ["ROS answers received", "12 of 12, from held-out frames"] in summary["ros"]
-    assert (out / "bundle" / "manifest.json").is_file()
-    assert (out / "distilled" / "final" / "prompts.json").is_file()
+    assert read_bundle(out / "bundle").manifest.cameras == ("CAM_FRONT",), "the node was told of no camera: it has them from here"
+    assert (out / "distilled" / "final" / "contract.json").is_file()
 
 
 def test_foreign_folder_is_left_alone(tmp_path: Path) -> None:

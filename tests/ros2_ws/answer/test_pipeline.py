@@ -176,7 +176,7 @@ def test_bad_settings_are_refused(values: dict, words: str) -> None:
     ("values", "bundle_cameras", "words"),
     [
         ({"cameras": ["REAR"]}, ("FRONT",), "does not know 'REAR'; it has FRONT"),
-        ({}, (), "expected 1 to 6 cameras, found 0"),
+        ({}, (), r"cameras is empty, and the bundle states none; give their names, such as cameras:=\[CAM_FRONT\]"),
         ({"cameras": list("ABCDEFG")}, (), "found 7"),
         ({"anchor": "REAR"}, ("FRONT",), "anchor: 'REAR' is none of FRONT"),
     ],
@@ -191,5 +191,9 @@ def test_topics_pair_with_cameras() -> None:
     assert settings.topics(("FRONT", "REAR")) == {"FRONT": "/a", "REAR": "/b"}
     with pytest.raises(ConfigError, match="2 topics for 1 cameras"):
         settings.topics(("FRONT",))
+    swapped = settings_from_values({"bundle": "b", "camera_topics": ["/car/REAR/image", "/car/FRONT/image"]})
+    with pytest.raises(ConfigError, match="'/car/REAR/image' stands where FRONT is in FRONT, REAR, but names REAR"):
+        swapped.topics(("FRONT", "REAR"))
+    assert swapped.topics(("REAR", "FRONT")) == {"REAR": "/car/REAR/image", "FRONT": "/car/FRONT/image"}
     plain = settings_from_values({"bundle": "b", "compressed": True})
     assert plain.topics(("FRONT",)) == {"FRONT": "~/input/FRONT/image/compressed"}

@@ -220,6 +220,19 @@ def test_all_answers_of_a_frame_tell_how_their_model_writes_tags() -> None:
     np.testing.assert_array_equal(drawn({"CAM_FRONT": image}, pixels)[:450], expected)
 
 
+def test_the_bundles_own_style_is_not_guessed() -> None:
+    """One wrong tag of a model that writes 0..1, alone in its frame, looks like pixels."""
+    image = grey(960, 540)
+    wrong = {"planning": answer("planning", "<c1,CAM_FRONT,4.32,5.0>")}
+    marked = {"planning": answer("planning", "<c1,CAM_FRONT,800.0,450.0>")}
+    plain = np.asarray(draw_answers({"CAM_FRONT": image}, wrong, coordinates="normalized"))[:540]
+    np.testing.assert_array_equal(plain, image)
+    assert (np.asarray(draw_answers({"CAM_FRONT": image}, wrong))[:540] != image).any(), "guessed, it is a mark"
+    for coordinates in ("pixel", "none", ""):
+        drawn_marks = np.asarray(draw_answers({"CAM_FRONT": image}, marked, coordinates=coordinates))[:540]
+        assert (drawn_marks != image).any()
+
+
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 

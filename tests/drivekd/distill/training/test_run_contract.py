@@ -12,6 +12,7 @@ import pytest
 from tiny_run import COLOURS, NO_TEACHERS, QUESTIONS, TinyRun, start_trainer
 
 from drivekd.contract import CONTRACT_FILE, Contract, read_contract, write_contract
+from drivekd.data.traces import FILE_NAME, overlapping, read_traces
 from drivekd.distill.training.run_contract import answer_budgets, check_same_contract, with_data
 from drivekd.distill.training.train import read_training_samples, train
 from drivekd.errors import CheckpointError, ConfigError, DataError
@@ -140,15 +141,20 @@ def test_the_contract_states_what_the_run_knows(tiny_run: TinyRun, tmp_path: Pat
         tiny_run.config("prompts.max_new_tokens=0")
 
 
-def test_two_files_that_write_tags_in_two_ways_are_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+def test_coordinates_are_those_that_the_student_learns(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Readers turn pixels into parts of the picture, whichever of both a file writes."""
+    assert start_trainer(tiny_run, *PLAIN).contract.coordinates == "none"
     files = [tmp_path / "parts.json", tmp_path / "pixels.json"]
     written(tiny_run, files[0], record(TWO, "Red <c1,CAM_FRONT,0.5,0.5>"))
     written(tiny_run, files[1], record(TWO, "Red <c1,CAM_FRONT,800.0,450.0>"))
     root = f"data.image_root={tiny_run.folder}"
+    trainer = start_trainer(tiny_run, *PLAIN, root, f"data.train=[{files[0]}, {files[1]}]")
+    assert trainer.contract.coordinates == "normalized"
+    one, other = trainer.samples.labelled
+    pixel = replace(other, answer="Red <c1,CAM_FRONT,800.0,450.0>")
+    assert start_trainer(tiny_run, *PLAIN, labelled=[pixel]).contract.coordinates == "pixel"
     with pytest.raises(DataError, match=r"parts\.json writes tags normalized, .*pixels\.json writes them pixel"):
-        start_trainer(tiny_run, *PLAIN, root, f"data.train=[{files[0]}, {files[1]}]")
-    assert start_trainer(tiny_run, *PLAIN, root, f"data.train=[{files[1]}]").contract.coordinates == "pixel"
-    assert start_trainer(tiny_run, *PLAIN).contract.coordinates == "none"
+        start_trainer(tiny_run, *PLAIN, labelled=[one, pixel])
 
 
 def test_a_resumed_run_keeps_its_contract(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -185,6 +191,9 @@ def test_a_qwen_students_tile_reaches_all_that_is_written(tiny_qwen_run: TinyRun
     places = [final, out / "best", *([final / "adapter"] if lora else [out / "checkpoints" / "step-1"])]
     assert all(contract_in(place).tile_px == (112, 84) for place in [*places, out / "checkpoints" / "step-1"])
     assert set(contract_in(final).data) == {"train[0]", "validation"}
+    traces = [read_traces(place / FILE_NAME) for place in [*places, out / "checkpoints" / "step-1"]]
+    samples = read_training_samples(config).labelled
+    assert all(len(found.contents) == 6 and overlapping(found, samples) == [True] * len(samples) for found in traces)
     for place in places:
         if place.name != "adapter":
             assert load_processor(place).images.tile_px == (112, 84)

@@ -70,7 +70,7 @@ class NodeSettings:
     autostart: bool
 
     def topics(self, cameras: tuple[str, ...]) -> dict[str, str]:
-        """Topic by camera. Raises ConfigError when the given topics do not pair with the cameras."""
+        """Topic by camera. Raises ConfigError when the given topics do not pair with the cameras, or one names another camera."""
         if not self.camera_topics:
             ending = "image/compressed" if self.compressed else "image"
             return {camera: f"~/input/{camera}/{ending}" for camera in cameras}
@@ -78,7 +78,14 @@ class NodeSettings:
             raise ConfigError(
                 f"parameter camera_topics: {len(self.camera_topics)} topics for {len(cameras)} cameras ({', '.join(cameras)})"
             )
-        return dict(zip(cameras, self.camera_topics, strict=True))
+        paired = dict(zip(cameras, self.camera_topics, strict=True))
+        for camera, topic in paired.items():
+            if other := [name for name in cameras if name != camera and name in topic.split("/")]:
+                raise ConfigError(
+                    f"parameter camera_topics: '{topic}' stands where {camera} is in {', '.join(cameras)}, but names {other[0]}; "
+                    "give the topics in the order of the cameras"
+                )
+        return paired
 
 
 def settings_from_values(values: Mapping[str, Value]) -> NodeSettings:
@@ -106,6 +113,10 @@ def resolved_cameras(settings: NodeSettings, bundle_cameras: tuple[str, ...]) ->
     bundle_cameras: what the bundle was trained on; empty when it states none.
     """
     cameras = settings.cameras or bundle_cameras
+    if not cameras:
+        raise ConfigError(
+            "parameter cameras is empty, and the bundle states none; give their names, such as cameras:=[CAM_FRONT]"
+        )
     if bundle_cameras and (unknown := [name for name in cameras if name not in bundle_cameras]):
         raise ConfigError(f"parameter cameras: the bundle does not know '{unknown[0]}'; it has {', '.join(bundle_cameras)}")
     if not 1 <= len(cameras) <= MAX_CAMERAS:
