@@ -6,7 +6,9 @@ calibration.json    {"planning": {"slope": 3.1, "intercept": 1.2, "threshold": 0
 `drivekd calibrate` writes it (docs/calibration.md). Answers as JSON have entries of their own: a grammar leaves fewer choices,
 and their probabilities mean something else.
 
-confidence = 1 / (1 + exp(-(slope * mean_logprob + intercept)))    Platt scaling (Platt, 1999) of Answer.mean_logprob
+p = exp(Answer.mean_logprob)
+confidence = 1 / (1 + exp(-(slope * log(p / (1 - p)) + intercept)))    Platt scaling (Platt, 1999) of log-odds; 1 / slope is a
+                                                                       temperature (Guo et al., arXiv 1706.04599, section 4.2)
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from drivekd.errors import BundleError
 from drivekd.typed_json import TypedJsonError, dataclass_from_json, json_from_dataclass
@@ -50,8 +55,14 @@ class Calibration:
 
     def confidence(self, mean_logprob: float) -> float:
         """0 to 1."""
-        score = self.slope * mean_logprob + self.intercept
+        score = self.slope * float(log_odds(np.asarray(mean_logprob, np.float64))) + self.intercept
         return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))  # neither overflows
+
+
+def log_odds(mean_logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """log(p / (1 - p)) of p = exp(mean log-probability), elementwise. p above 1 - 1e-6 counts as that: more is rounding."""
+    logprobs = np.minimum(mean_logprobs, -1e-6)
+    return np.asarray(logprobs - np.log(-np.expm1(logprobs)))
 
 
 def calibration_from_bytes(data: bytes, source: str) -> dict[str, Calibration]:

@@ -1,10 +1,11 @@
-"""A logistic map from the mean log-probability of an answer's tokens to how likely the answer is right (Platt, 1999).
+"""A logistic map from the log-odds of an answer's tokens to how likely the answer is right (Platt, 1999).
 
-    confidence = 1 / (1 + exp(-(slope * mean_logprob + intercept)))
+    p = exp(mean log-probability)        confidence = 1 / (1 + exp(-(slope * log(p / (1 - p)) + intercept)))
 
 The likelihood is greatest where its gradient is 0; Newton's steps go there, halved where a whole one would lose. Right and wrong
 answers count as Platt has them, (N+ + 1) / (N+ + 2) and 1 / (N- + 2) instead of 1 and 0: without that, answers that one threshold
-tells apart would have an infinite slope, and a class without answers no end. 1 / slope is a temperature.
+tells apart would have an infinite slope, and a class without answers no end. 1 / slope is a temperature: with intercept 0 the
+tokens' probabilities are sharpened or softened by it.
 
     N answers
 """
@@ -32,25 +33,25 @@ class LogisticMap:
     slope: float
     intercept: float
 
-    def confidence(self, logprobs: Floats) -> Floats:
-        """[N] mean log-probabilities -> [N], 0 to 1."""
-        return _sigmoid(self.slope * logprobs + self.intercept)
+    def confidence(self, odds: Floats) -> Floats:
+        """[N] log-odds -> [N], 0 to 1."""
+        return _sigmoid(self.slope * odds + self.intercept)
 
 
-def fit_map(logprobs: Floats, right: Bools) -> LogisticMap:
-    """Of [N] answers. Answers that are all right or all wrong, or all equally sure, give one confidence for all: slope 0.
+def fit_map(odds: Floats, right: Bools) -> LogisticMap:
+    """Of [N] answers' log-odds. Answers that are all right, all wrong or all equally sure give one confidence for all: slope 0.
 
-    Raises DataError when there is none, or a log-probability is not finite.
+    Raises DataError when there is none, or one is not finite.
     """
-    check_finite(logprobs)
+    check_finite(odds)
     num_right, num_wrong = int(right.sum()), int((~right).sum())
     targets = np.where(right, (num_right + 1) / (num_right + 2), 1 / (num_wrong + 2))
-    spread = float(logprobs.std())
+    spread = float(odds.std())
     if min(num_right, num_wrong) == 0 or spread < 1e-12:
         mean = float(targets.mean())
         return LogisticMap(0.0, float(np.log(mean / (1 - mean))))
-    center = float(logprobs.mean())
-    slope, intercept = _newton((logprobs - center) / spread, targets)  # of order 1, so that no step is lost to rounding
+    center = float(odds.mean())
+    slope, intercept = _newton((odds - center) / spread, targets)  # of order 1, so that no step is lost to rounding
     return LogisticMap(slope / spread, intercept - slope * center / spread)
 
 

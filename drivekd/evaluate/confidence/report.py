@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from drivekd.errors import DataError
-from drivekd.runtime.answers.confidence import Calibration, Measured
+from drivekd.runtime.answers.confidence import Calibration, Measured, log_odds
 
 from .curves import Bin, area_under, calibration_error, equal_mass_bins, error_by_chance, risk_coverage
 from .fit import Bools, Floats, LogisticMap, check_finite, fit_map, threshold_for
@@ -102,9 +102,11 @@ def calibrated_row(name: str, fitted: list[Judged], reported: list[Judged], goal
     logprobs, right = arrays(fitted)
     unseen, unseen_right = arrays(reported)
     check_finite(unseen)
-    found = fit_map(logprobs, right)
-    threshold = threshold_for(found.confidence(logprobs), right, goal.risk)
-    confidence = found.confidence(unseen)
+    check_finite(logprobs)
+    odds = log_odds(logprobs)
+    found = fit_map(odds, right)
+    threshold = threshold_for(found.confidence(odds), right, goal.risk)
+    confidence = found.confidence(log_odds(unseen))
     given = confidence >= threshold
     return Row(
         name=name,
@@ -125,7 +127,7 @@ def pooled_cells(rows: list[Row], reported: list[list[Judged]], goal: Goal) -> l
     values = [arrays(part) for part in reported]
     right = np.concatenate([right for _, right in values])
     before = Quality.of(np.exp(np.concatenate([logprobs for logprobs, _ in values])), right, goal.bins)
-    maps = [row.map.confidence(logprobs) for row, (logprobs, _) in zip(rows, values, strict=True)]
+    maps = [row.map.confidence(log_odds(logprobs)) for row, (logprobs, _) in zip(rows, values, strict=True)]
     after = Quality.of(np.concatenate(maps), right, goal.bins)
     numbers = (float(right.mean()), before.ece, after.ece, after.by_chance, before.aurc, after.aurc)
     assert all(map(math.isfinite, numbers))
