@@ -17,8 +17,9 @@ from drivekd.evaluate.answering.opening import is_bundle
 from drivekd.evaluate.asking import ask
 from drivekd.evaluate.predictions import Identity, Line
 from drivekd.evaluate.scores import COLUMNS, EvaluationReport
-from drivekd.evaluate.scoring import scorable, score
+from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
+from drivekd.evaluate.training_data import training_data
 from drivekd.files import file_digest, versions
 from drivekd.sample import Sample
 
@@ -35,8 +36,8 @@ def evaluate(
     """Score an answerer on labelled samples, without a file.
 
     reference: where the majority answers are counted, such as the training file; without it the evaluated file's own.
-    Raises DataError, before anything is asked, when a sample has no answer, when the answer of a choice or yes/no
-    question states none of its classes, or when there is nothing to score.
+    Samples that nothing can score are counted, by reason, in the report's not_asked. Raises DataError, before anything is asked,
+    when there is nothing to score.
     """
     asked = scorable(samples)
     done = [0]
@@ -53,7 +54,7 @@ def evaluate(
         answerer=answerer.name,
         digest=answerer.digest,
         reference=reference or (),
-        open_not_scored=len(samples) - len(asked),
+        not_asked=Counter(reason for reason in map(why_not_scored, samples) if reason),
         seed=seed,
     )
 
@@ -93,7 +94,7 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     """
     settings = eval_settings(request.overrides)
     reference = read_samples(request.reference) if request.reference else ()
-    run = run_questions(request, settings)
+    run, training = run_questions(request, settings), training_data(request.model, request.reference, reference)
     notes = [f"answers are cut after so many tokens: {run.answerer.budgets.told()}"]
     if run.num_open:
         notes.append(f"{run.num_open} questions of other shards are open; the last shard that ends scores them all")
@@ -106,24 +107,31 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
             answerer=run.answerer.name,
             digest=run.answerer.digest,
             reference=reference,
-            open_not_scored=run.num_records - run.num_asked,
+            not_asked=run.not_asked,
+            overlapping=training.marks(answered),
+            overlap_with=training.name,
             seed=settings.seed,
         )
         notes += _cut(pictures.setting, answered)
     for name, report in reports.items():
         write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
-    notes += _not_asked(run.num_records, run.num_asked, settings.limit)
+        notes += _told_overlap(pictures.setting, reports[pictures.setting])
+    notes += [f"{count} of {run.num_records} records were not asked: {reason}" for reason, count in run.not_asked.items()]
+    notes += [f"not computed: {what} ({why})" for report in [*reports.values()][:1] for what, why in report.missing.items()]
     return Evaluated(*_table(reports), notes)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Questions that were asked. lines: all answers there are, of all shards; num_open: questions without one."""
+    """Questions that were asked. lines: all answers there are, of all shards; num_open: questions without one.
+
+    not_asked: reason -> how many of the num_records.
+    """
 
     answerer: Answerer
     data_digest: str
     num_records: int
-    num_asked: int
+    not_asked: Mapping[str, int]
     lines: list[Line]
     num_open: int
 
@@ -138,14 +146,16 @@ def run_questions(
     """Ask what the folder `request.out` has no answer to yet. chosen: which samples are asked at all. Raises as evaluate_file."""
     pictures, shard = settings.pictures(request.settings), settings.part()
     samples = read_samples(request.records, image_root=request.image_root)
-    asked = _asked(samples, chosen(samples), settings.limit)
+    could_be = chosen(samples)
+    asked = _asked(samples, could_be, settings.limit)
     if not all(one.are_black for one in pictures):
         check_images(asked.values())
     answerer = open_answerer(request.model, settings.answerer(structured=request.structured))
     decides = _decides(request, settings, pictures, answerer)
     Identity(decides, _told(request, answerer, pictures)).claim(request.out)
     lines, num_open = ask(answerer, asked, pictures, request.out, shard)
-    return Run(answerer, decides["data"], len(samples), len(asked), lines, num_open)
+    not_asked = _not_asked(samples, could_be, len(asked), settings.limit)
+    return Run(answerer, decides["data"], len(samples), not_asked, lines, num_open)
 
 
 def _asked(samples: Sequence[Sample], chosen: Sequence[Sample], limit: int | None) -> dict[int, Sample]:
@@ -196,11 +206,24 @@ def _cut(setting: str, answered: Sequence[Answered]) -> list[str]:
     return [f"{setting}: {counts.total()} of {len(answered)} answers were cut there ({told}); --set max_new_tokens=N gives more"]
 
 
-def _not_asked(num_samples: int, num_asked: int, limit: int | None) -> list[str]:
-    if num_samples == num_asked:
+def _not_asked(samples: Sequence[Sample], chosen: Sequence[Sample], num_asked: int, limit: int | None) -> dict[str, int]:
+    """Reason -> number of records; together with those that were asked, all of the file."""
+    kept = {id(sample) for sample in chosen}
+    left = [sample for sample in samples if id(sample) not in kept]
+    counts = Counter(why_not_scored(sample) or "of a kind that this does not ask" for sample in left)
+    if len(chosen) > num_asked:
+        counts[f"beyond the first {limit} of their capability"] = len(chosen) - num_asked
+    return dict(counts)
+
+
+def _told_overlap(setting: str, report: EvaluationReport) -> list[str]:
+    overlap = report.overlap
+    if overlap is None or not overlap.marked:
         return []
-    why = "open questions without tags" + (f", or beyond the first {limit} of a capability" if limit else "")
-    return [f"{num_samples - num_asked} of {num_samples} records were not asked: {why}"]
+    return [
+        f"{setting}: {overlap.marked} of {overlap.n} answers are about scenes, frames or pictures of {overlap.against}; "
+        "the report has the scores without them, too (overlap)"
+    ]
 
 
 def _table(reports: Mapping[str, EvaluationReport]) -> tuple[list[str], list[list[str]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,6 +57,33 @@ class TagRow:
 
 
 @dataclass(frozen=True)
+class MetricRow:
+    """One metric over n answers of a capability ("" = all), with its 95 % interval by scene.
+
+    metric: accuracy, balanced_accuracy, tag_precision, tag_recall, tag_f1, first_object, action_f1, action_exact, probability,
+    bleu_1 to bleu_4, rouge_l, cider, schema_valid (all 0 to 1), words, tokens (mean length). What each is: docs/evaluation.md.
+    """
+
+    metric: str
+    capability: str
+    n: int
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The same scores without the questions whose scene, frame or picture the model was trained on; of n answers `marked` were.
+    against: where it is known from what the model was trained on."""
+
+    against: str
+    n: int
+    marked: int
+    scores: tuple[ScoreRow, ...]
+    metrics: tuple[MetricRow, ...]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """One generated text beside its record, as predictions.jsonl has it.
 
@@ -75,30 +103,60 @@ class Prediction:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """answerer, digest: who answered. open_not_scored: open questions without tags, which were not asked."""
+    """answerer, digest: who answered. images: the picture setting. not_asked: reason -> how many records were not asked for it.
+
+    truncated: capability -> answers that the budget cut. overlap: None where the model's training data is not known.
+    missing: what could not be computed -> why. implementations: metric family -> what computed it.
+    """
 
     answerer: str
     digest: str
     images: str
     seed: int
     resamples: int
-    open_not_scored: int
     scores: tuple[ScoreRow, ...]
     tags: tuple[TagRow, ...]
     predictions: tuple[Prediction, ...]
+    metrics: tuple[MetricRow, ...] = ()
+    not_asked: Mapping[str, int] = field(default_factory=dict)
+    truncated: Mapping[str, int] = field(default_factory=dict)
+    overlap: Overlap | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    implementations: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the single predictions."""
+        """Everything but the single predictions; described in docs/evaluation.md."""
+        overlap = self.overlap
         return {
             "answerer": self.answerer,
             "digest": self.digest,
             "images": self.images,
             "seed": self.seed,
             "resamples": self.resamples,
-            "open_not_scored": self.open_not_scored,
-            "scores": [{**asdict(row), "interval": list(row.interval)} for row in self.scores],
-            "tags": [asdict(row) for row in self.tags],
+            "scores": _json_rows(self.scores),
+            "tags": _json_rows(self.tags),
+            "metrics": _json_rows(self.metrics),
+            "not_asked": dict(self.not_asked),
+            "truncated": dict(self.truncated),
+            "overlap": None
+            if overlap is None
+            else {
+                "against": overlap.against,
+                "n": overlap.n,
+                "marked": overlap.marked,
+                "scores": _json_rows(overlap.scores),
+                "metrics": _json_rows(overlap.metrics),
+            },
+            "missing": dict(self.missing),
+            "implementations": dict(self.implementations),
         }
+
+    def metric(self, name: str, capability: str = "") -> MetricRow:
+        """One metric of a capability, "" = over all. Raises KeyError."""
+        for row in self.metrics:
+            if (row.metric, row.capability) == (name, capability):
+                return row
+        raise KeyError(f"no {name} of {capability or 'all answers'}")
 
     def rows(self) -> list[tuple[str, ...]]:
         """The scores as text under `COLUMNS`, for a table."""
@@ -111,6 +169,17 @@ class EvaluationReport:
             if (row.scope, row.capability) == (scope, capability) and topic in (None, row.topic):
                 return row
         raise KeyError(f"no scored question of {capability} {topic or ''}".strip())
+
+
+def _json_rows(rows: Sequence[ScoreRow] | Sequence[TagRow] | Sequence[MetricRow]) -> list[dict[str, Any]]:
+    """Intervals without a bound have null there: JSON has no infinity."""
+    return [
+        {
+            name: [end if math.isfinite(end) else None for end in value] if name == "interval" else value
+            for name, value in asdict(row).items()
+        }
+        for row in rows
+    ]
 
 
 COLUMNS = ("group", "n", "accuracy", "95 % interval", "majority", "random", "unparsed", "beyond majority")

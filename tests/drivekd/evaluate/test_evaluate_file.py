@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from recited import Recited
 
+from drivekd.data.readers import read_samples
+from drivekd.data.traces import traces_of
 from drivekd.errors import ConfigError, DataError, UsageError
 from drivekd.evaluate.evaluation import EvalRequest, Evaluated, evaluate_file
 from drivekd.evaluate.predictions import answers_in
@@ -35,7 +37,7 @@ def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalRequest:
         Image.fromarray(np.full((20, 30, 3), 80 * index, np.uint8)).save(tmp_path / f"{index}.png")
     names = ("perception", "reasoning", "planning")
     records = [record(n, names[n // 3], f"Is it {n}?", "Yes." if n % 2 else "No.", "yesno") for n in range(9)]
-    records.append(record(9, "planning", "What now?", "Brake.", "open"))
+    records.append(record(9, "planning", "Is it red?", "Perhaps.", "yesno"))
     (tmp_path / "test.json").write_text(json.dumps(records), encoding="utf-8")
     return EvalRequest(tmp_path / "model", tmp_path / "test.json", tmp_path / "out")
 
@@ -52,7 +54,7 @@ def run(request: EvalRequest, monkeypatch: pytest.MonkeyPatch, answerer: Any = N
 def test_answers_and_reports_are_written_and_told(request_: EvalRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(request_, monkeypatch)
     assert [row[:3] for row in found.rows[:2]] == [["all", "9", "1.000"], ["perception", "3", "1.000"]]
-    assert "1 of 10 records were not asked: open questions without tags" in found.notes
+    assert "1 of 10 records were not asked: yesno questions whose true answer does not state yes or no" in found.notes
     assert "answers are cut after so many tokens: 512 (the default, which cuts no answer of the known data sets)" in found.notes
     assert sorted(path.name for path in request_.out.iterdir()) == ["evaluation.json", "predictions.jsonl", "report.json"]
     assert [line.index for line in answers_in(request_.out)] == list(range(9))
@@ -111,9 +113,10 @@ def test_a_limit_counts_by_capability(request_: EvalRequest, monkeypatch: pytest
         ["reasoning", "2"],
         ["planning", "2"],
     ]
-    assert found.notes[-1] == (
-        "4 of 10 records were not asked: open questions without tags, or beyond the first 2 of a capability"
-    )
+    assert found.notes[-2:] == [
+        "1 of 10 records were not asked: yesno questions whose true answer does not state yes or no",
+        "3 of 10 records were not asked: beyond the first 2 of their capability",
+    ]
 
 
 def test_answers_that_were_cut_are_counted(request_: EvalRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +168,23 @@ def test_wrong_settings_are_named(
         run(replace(request_, **changed), monkeypatch)
     assert message in str(raised.value)
     assert not request_.out.exists()
+
+
+def test_what_was_trained_on_is_scored_apart(request_: EvalRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three scenes the training file holds one; without the file, the traces beside the model tell."""
+    train = request_.records.with_name("train.json")
+    train.write_text(json.dumps([record(0, "perception", "Is it wet?", "No.", "yesno")]), encoding="utf-8")
+    told = (
+        "clean: 3 of 9 answers are about scenes, frames or pictures of {}; the report has the scores without them, too (overlap)"
+    )
+    found = run(replace(request_, reference=train), monkeypatch)
+    assert told.format(train) in found.notes
+    overlap = json.loads((request_.out / "report.json").read_text(encoding="utf-8"))["overlap"]
+    assert (overlap["n"], overlap["marked"], overlap["scores"][0]["n"]) == (9, 3, 6)
+
+    request_.model.mkdir()
+    traces = request_.model / "data_traces.safetensors"
+    traces_of(read_samples(train)).write(traces)
+    assert told.format(traces) in run(replace(request_, out=request_.out.with_name("again")), monkeypatch).notes
+    nothing = run(replace(request_, model=request_.model.with_name("other"), out=request_.out.with_name("third")), monkeypatch)
+    assert not [note for note in nothing.notes if "trained" in note or "overlap" in note]

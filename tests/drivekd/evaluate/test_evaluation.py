@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from drivekd.answered import Given
+from drivekd.answered import Answered, Given
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, evaluate, write_report
 from drivekd.evaluate.answering import CLEAN, Budgets, OnAnswer, Pictures, open_answerer
 from drivekd.evaluate.answering.bundle_answerer import with_cameras
+from drivekd.evaluate.scoring import score
 from drivekd.sample import AnswerForm, Capability, Sample
 
 WAY = "Which way? Please select from the following options: A. Left. B. Right."
@@ -64,14 +65,14 @@ MIXED = [
     sample("Where is it?", f"There: {TAG}", "open", "perception", "where"),
     sample("What now?", "Brake.", "open"),
 ]
-TEXTS = ("A. Left.", "B. Right.", "B", "hm", "No.", "Yes.", "Yes.", f"{TAG} <c2,CAM_FRONT,4.32,0.8>")
+TEXTS = ("A. Left.", "B. Right.", "B", "hm", "No.", "Yes.", "Yes.", f"{TAG} <c2,CAM_FRONT,4.32,0.8>", "Slow down, brake.")
 
 
 def test_scores_by_hand() -> None:
     answerer = Recited(*TEXTS)
     report = evaluate(answerer, MIXED)
-    assert [one.question for one in answerer.asked] == [one.question for one in MIXED[:8]], "open without tags is not asked"
-    assert report.open_not_scored == 1
+    assert answerer.asked == MIXED
+    assert report.not_asked == {}
 
     planning = report.row("planning")
     assert (planning.n, planning.accuracy, planning.unparsed) == (4, 0.5, 1)
@@ -136,25 +137,98 @@ def test_schema_validity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faulty", "message"),
+    ("faulty", "reason"),
     [
-        (sample(answer=None), "f.json, record 1: no answer to score against"),
-        (sample(answer="Upwards."), "f.json, record 1: a choice question whose answer states no class: 'Upwards.'"),
-        (sample("Is it wet?", "Damp.", "yesno"), "a yesno question whose answer states no class"),
-        (sample("Where?", None, "open"), "no answer to score against"),
+        (sample(answer=None), "without an answer to score against"),
+        (sample("Where?", None, "open"), "without an answer to score against"),
+        (sample(answer="Upwards."), "choice questions whose true answer does not state one offered letter"),
+        (sample(answer="A, B"), "choice questions whose true answer does not state one offered letter"),
+        (sample(answer="C"), "choice questions whose true answer does not state one offered letter"),
+        (sample("Is it wet?", "Damp.", "yesno"), "yesno questions whose true answer does not state yes or no"),
     ],
 )
-def test_samples_that_cannot_be_scored_fail_before_anything_is_asked(faulty: Sample, message: str) -> None:
+def test_samples_that_cannot_be_scored_are_counted_by_reason_and_not_asked(faulty: Sample, reason: str) -> None:
     answerer = Recited("A")
-    with pytest.raises(DataError) as raised:
-        evaluate(answerer, [sample(), faulty])
-    assert message in str(raised.value)
-    assert answerer.pictures is None
+    report = evaluate(answerer, [sample(answer="A"), faulty, faulty])
+    assert len(answerer.asked) == 1
+    assert report.not_asked == {reason: 2}
+    with pytest.raises(DataError, match=f"none of 1 samples can be scored: 1 {reason}, such as f.json, record 1"):
+        evaluate(answerer, [faulty])
 
 
-def test_nothing_to_score_is_an_error() -> None:
-    with pytest.raises(DataError, match="none of 1 samples is a choice"):
-        evaluate(Recited("A"), [sample("What now?", "Brake.", "open")])
+def test_every_labelled_record_is_scored_by_something() -> None:
+    report = evaluate(Recited(*TEXTS), MIXED)
+    assert {(row.metric, row.n) for row in report.metrics if row.capability == "planning"} == {
+        ("accuracy", 4),
+        ("action_exact", 1),
+        ("action_f1", 1),
+        ("bleu_1", 1),
+        ("rouge_l", 1),
+        ("words", 5),
+    }
+    assert {row.metric for row in report.metrics if row.capability == "perception"} >= {
+        "tag_f1",
+        "first_object",
+        "balanced_accuracy",
+    }
+    assert report.metric("action_f1", "planning").value == pytest.approx(2 / 3), "slow and brake against brake"
+    assert report.metric("accuracy").value == report.scores[0].accuracy
+    assert report.metric("accuracy").interval == report.scores[0].interval
+    assert "pycocoevalcap" in report.implementations["language"]
+    with pytest.raises(KeyError, match="no rouge_l of all answers"):
+        report.metric("rouge_l")
+
+
+def test_without_pycocoevalcap_the_report_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drivekd.evaluate.metrics.language.is_available", lambda: False)
+    report = evaluate(Recited(*TEXTS), MIXED)
+    assert report.missing == {"language": "needs pycocoevalcap: pip install 'drivekd[eval]'"}
+    assert not [row for row in report.metrics if row.metric.startswith(("bleu", "rouge", "cider"))]
+
+
+def test_cut_answers_are_counted_by_capability() -> None:
+    answered = [
+        Answered(sample(answer="A"), Given("A", "length")),
+        Answered(sample(answer="A"), Given("A")),
+        Answered(yes_no("No.", "s"), Given("No", "length", 3)),
+    ]
+    report = score(answered, answerer="a", digest="d")
+    assert report.truncated == {"planning": 1, "perception": 1}
+    assert report.metric("tokens").value == 1.0
+
+
+def test_scores_with_and_without_what_was_trained_on() -> None:
+    answered = [Answered(sample(answer="A", scene=f"s{index}"), Given("A" if index < 6 else "B")) for index in range(12)]
+    assert score(answered, answerer="a", digest="d").overlap is None
+    seen = [index < 6 for index in range(12)]
+    report = score(answered, answerer="a", digest="d", overlapping=seen, overlap_with="train.json")
+    assert report.overlap is not None
+    assert (report.overlap.against, report.overlap.n, report.overlap.marked) == ("train.json", 12, 6)
+    assert report.metric("accuracy").value == 0.5
+    assert [row.value for row in report.overlap.metrics if (row.metric, row.capability) == ("accuracy", "")] == [0.0]
+    everything = score(answered, answerer="a", digest="d", overlapping=[True] * 12)
+    assert everything.overlap is not None
+    assert (everything.overlap.scores, everything.overlap.metrics) == ((), ())
+
+
+def test_pixels_and_normalised_tags_of_one_frame_are_the_same_points() -> None:
+    objects = sample("What matters?", "<c1,CAM_BACK,1088.3,497.5>, <c2,CAM_FRONT,1043.2,82.2>", "open", "perception")
+    copied = "Look at <c1,CAM_BACK,0.6802,0.5528> and <c2,CAM_FRONT,0.6520,0.0913>."
+    report = evaluate(Recited(copied), [objects])
+    assert report.metric("tag_f1", "perception").value == 1.0
+    assert report.metric("first_object", "perception").value == 1.0
+    turned = evaluate(Recited("<c2,CAM_FRONT,0.6520,0.0913>, <c1,CAM_BACK,0.6802,0.5528>"), [objects])
+    assert turned.metric("first_object", "perception").value == 0.0
+    assert evaluate(Recited(copied.replace("BACK", "FRONT")), [objects]).metric("tag_recall").value == 0.5, "another camera"
+
+
+def test_tags_that_the_question_names_are_not_found_by_repeating_them() -> None:
+    asked = "What of <c1,CAM_FRONT,0.2000,0.3000> and what else?"
+    both = sample(asked, f"<c1,CAM_FRONT,0.2000,0.3000> is near, {TAG} is far.", "open", "perception")
+    assert evaluate(Recited("<c1,CAM_FRONT,0.2000,0.3000>"), [both]).metric("tag_recall").value == 0.0
+    assert evaluate(Recited(f"<c1,CAM_FRONT,0.2000,0.3000> {TAG}"), [both]).metric("tag_f1").value == 1.0
+    alone = sample(asked, "<c1,CAM_FRONT,0.2000,0.3000> is near.", "open", "perception")
+    assert not [row for row in evaluate(Recited("x"), [alone]).metrics if row.metric.startswith("tag")]
 
 
 def test_progress_is_passed_on() -> None:
@@ -177,7 +251,7 @@ def test_the_written_report_reads_back(tmp_path: Path) -> None:
     assert value == json.loads(json.dumps(report.to_json()))
     assert value["scores"][0]["interval"] == list(report.scores[0].interval)
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert lines[3] == {
         "source": "f.json, record 1",
         "capability": "planning",

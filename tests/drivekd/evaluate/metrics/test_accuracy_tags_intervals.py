@@ -108,7 +108,7 @@ def test_interval_is_seeded_and_chunked_alike(monkeypatch: pytest.MonkeyPatch) -
     correct, clusters = [True, False, True] * 30, [str(index**2 % 23) for index in range(90)]
     whole = bootstrap_interval(correct, clusters, seed=3)
     assert len({bootstrap_interval(correct, clusters, seed=seed) for seed in range(5)}) > 1
-    monkeypatch.setattr("drivekd.evaluate.metrics._CHUNK", 1000)
+    monkeypatch.setattr("drivekd.evaluate.metrics.intervals._CHUNK", 1000)
     assert bootstrap_interval(correct, clusters, seed=3) == whole
 
 
