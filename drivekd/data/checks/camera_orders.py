@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+from drivekd.data.readers.pictures import cameras_of
 from drivekd.sample import Sample
 
 
@@ -18,6 +19,14 @@ class CameraOrders:
         """Add a sample; one that names no cameras has no order."""
         first, count = self._orders.get(sample.cameras, (sample.source, 0))
         self._orders[sample.cameras] = (first, count + 1)
+
+    @staticmethod
+    def contradiction(sample: Sample) -> str | None:
+        """What is wrong where the pictures' own names name other cameras than the record does."""
+        named = cameras_of(tuple(map(str, sample.images))) if sample.cameras else ()
+        if named in ((), sample.cameras):
+            return None
+        return f"{sample.source}: cameras: {', '.join(sample.cameras)}; the pictures' names say {', '.join(named)}"
 
     def findings(self) -> Iterator[tuple[str, int]]:
         """Each order that contradicts the most frequent one: (text, how many records have it)."""

@@ -149,6 +149,8 @@ class _Look:
         self._samples += 1
         self._repeats.add(sample)
         self._orders.add(sample)
+        if (wrong := self._orders.contradiction(sample)) is not None:
+            self.warnings.add("camera contradicts the picture's name", wrong)
         if self._pictures is not None:
             self._pictures.look(sample)
         answer = sample.answer or ""

@@ -52,11 +52,11 @@ def _of_elements(path: Path) -> Format:
 
 
 def _of_record(record: dict[str, object]) -> Format:
-    if "scene_token" in record and "image_path" in record:
+    if "messages" in record or "conversations" in record:
+        return "messages"
+    if "image_path" in record or "scene_token" in record:
         return "drivebench"
-    if "messages" not in record and "conversations" not in record and {"id", "question", "answer"} <= record.keys():
-        return "predictions"
-    return "messages"
+    return "predictions" if {"id", "question", "answer"} <= record.keys() else "messages"
 
 
 def _of_members(path: Path) -> Format | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from drivekd.data.traces import is_worldwide_name
 from drivekd.sample import CAMERAS
 
 _NAMES_A_CAMERA = re.compile(r"(?:^|[/_])(CAM_(?:FRONT|BACK)(?:_LEFT|_RIGHT)?)(?!_?[A-Za-z])")
@@ -15,7 +16,8 @@ class PictureFinder:
     """Turns the picture paths of one file into paths here; decides once for the file how many leading parts to drop.
 
     Data sets write "../nuscenes/samples/...", "data/nuscenes/samples/..." or ".../samples/...": the number of parts is the
-    smallest that makes the first picture exist which is found at all, leading dots dropped where that finds it, too. `drop`
+    smallest that makes the first picture exist which is found at all, leading dots dropped where that finds it, too. A folder is
+    left of the path, or a file name that is given once in the world: "1.jpg" alone may be any picture. `drop`
     False: no part is ever dropped.
     """
 
@@ -42,8 +44,11 @@ class PictureFinder:
         return self._root.joinpath(*parts[self._num_dropped or 0 :])
 
     def _search(self, parts: tuple[str, ...]) -> None:
+        if not parts:
+            return
         dots = next((place for place, part in enumerate(parts) if part.strip(".")), 0)
-        for num_dropped in (*range(dots, len(parts)), *range(dots)):
+        folders = len(parts) if is_worldwide_name(Path(parts[-1])) else max(1, len(parts) - 1)
+        for num_dropped in (*range(dots, folders), *range(dots)):
             if self._root.joinpath(*parts[num_dropped:]).is_file():
                 self._num_dropped = num_dropped
                 self._found.clear()  # what was asked before was looked for elsewhere

@@ -85,10 +85,20 @@ def test_a_bad_image_is_named_once_with_its_first_record(image: str, kind: str, 
 
 
 def test_an_image_root_finds_pictures_below_other_names(folder: Path) -> None:
-    (folder / "elsewhere").mkdir()
-    path = write(folder / "elsewhere", record(".../100k/good.jpg"))
+    for name in ("elsewhere", "100k"):
+        (folder / name).mkdir()
+    (folder / "good.jpg").rename(folder / "100k" / "good.jpg")
+    path = write(folder / "elsewhere", record(".../data/100k/good.jpg"))
     assert not validate_file(path).ok
     assert validate_file(path, image_root=folder).ok
+    assert not validate_file(path, image_root=folder / "100k").ok, "a file name alone may be any picture"
+
+
+def test_a_camera_that_the_pictures_name_contradicts_is_a_warning(folder: Path) -> None:
+    (folder / "good.jpg").rename(folder / "CAM_BACK.jpg")
+    report = validate_file(write(folder, record("CAM_BACK.jpg", meta={"cameras": ["CAM_FRONT"]})))
+    assert report.ok and kinds(report.warnings) == {"camera contradicts the picture's name": 1}
+    assert validate_file(write(folder, record("CAM_BACK.jpg", meta={"cameras": ["CAM_BACK"]}))).warnings == ()
 
 
 # --- texts ----------------------------------------------------------------------------------------------------------

@@ -125,6 +125,13 @@ def test_robust_pictures_are_found_below_the_corruptions_folder(tmp_path: Path, 
     assert all(image.is_file() for image in sample.images)
 
 
+def test_a_drivebench_record_without_its_scene_is_named_as_one(tmp_path: Path) -> None:
+    record = robust([4], "Describe it.", "A street.")
+    del record["scene_token"]
+    with pytest.raises(DataError, match="record 1: scene_token: expected non-empty text, found None"):
+        read_samples(write(tmp_path / "robust.json", [record]))
+
+
 @pytest.mark.parametrize("tag", [None, [], [6], [True], "0"])
 def test_a_robust_question_without_a_known_tag_is_named(tmp_path: Path, tag: Any) -> None:
     with pytest.raises(DataError, match="record 1: tag: "):
