@@ -14,16 +14,23 @@ from dataclasses import replace
 from drivekd.errors import DataError
 from drivekd.sample import CAMERAS, Sample
 
-_CAMERA = re.compile("|".join(rf"{camera}(?![A-Z_]*[A-Z])" for camera in CAMERAS))
+_CAMERA = re.compile(r"(?:^|[/_])(CAM_(?:FRONT|BACK)(?:_LEFT|_RIGHT)?)(?!_?[A-Za-z])")
 
 
 def camera_names(sample: Sample) -> tuple[str, ...]:
     """The camera of each image; () where the record does not tell all of them apart."""
-    if sample.cameras:
-        return sample.cameras
-    found = [_CAMERA.findall(str(path)) for path in sample.images]
+    return sample.cameras or cameras_in_paths([str(path) for path in sample.images])
+
+
+def cameras_in_paths(paths: Sequence[str]) -> tuple[str, ...]:
+    """The cameras that picture paths name, by folder or file name; () unless each names one and no two the same.
+
+    >>> cameras_in_paths(["samples/CAM_BACK/n015__CAM_BACK__1533.jpg", "CAM_FRONT.jpg"])
+    ('CAM_BACK', 'CAM_FRONT')
+    """
+    found = [_CAMERA.findall(path) for path in paths]
     names = tuple(matches[-1] for matches in found if matches)
-    return names if len(names) == len(set(names)) == len(sample.images) else ()
+    return names if len(names) == len(set(names)) == len(paths) else ()
 
 
 def named_sample(sample: Sample, cameras: Sequence[str]) -> Sample:

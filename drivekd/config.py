@@ -112,7 +112,7 @@ class TeachersConfig(Section):
 
 
 class DataConfig(Section):
-    train: list[Path] = Field(min_length=1, description="Labelled records in the Drive-KD format.")
+    train: list[Path] = Field(min_length=1, description="Labelled records, of any format in docs/data.md.")
     unlabelled: list[Path] = Field(default=[], description="Records without answers: signals on the prompt's rows, no CE.")
     validation: Path | None = Field(default=None, description="Records scored by CE every validate_every_steps.")
     camera_size_px: tuple[int, int] | None = Field(

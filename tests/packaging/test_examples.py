@@ -14,9 +14,9 @@ import pytest
 from places import ROOT
 
 PURE = (
+    "drivekd.camera_order.cameras_in_paths",
     "drivekd.data.answer_forms.options",
     "drivekd.data.answer_forms.several_letters",
-    "drivekd.data.readers.pictures.cameras_of",
     "drivekd.data.traces.traces_of",
     "drivekd.distill.losses.cross_entropy_per_sample",
     "drivekd.distill.losses.full_map_mse",

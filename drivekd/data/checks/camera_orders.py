@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-from drivekd.data.readers.pictures import cameras_of
+from drivekd.camera_order import cameras_in_paths
 from drivekd.sample import Sample
 
 
@@ -23,7 +23,7 @@ class CameraOrders:
     @staticmethod
     def contradiction(sample: Sample) -> str | None:
         """What is wrong where the pictures' own names name other cameras than the record does."""
-        named = cameras_of(tuple(map(str, sample.images))) if sample.cameras else ()
+        named = cameras_in_paths(tuple(map(str, sample.images))) if sample.cameras else ()
         if named in ((), sample.cameras):
             return None
         return f"{sample.source}: cameras: {', '.join(sample.cameras)}; the pictures' names say {', '.join(named)}"

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from drivekd.camera_order import cameras_in_paths
 from drivekd.errors import DataError
 from drivekd.sample import CAMERAS
 
 from .formats import detect
 from .json_stream import Element, elements, members, shape
-from .pictures import cameras_of
 
 Frames = dict[str, dict[str, str]]  # frame token -> camera -> path as written
 
@@ -62,4 +62,4 @@ def _row(element: Element) -> Iterator[tuple[str, dict[str, str]]]:
         yield from _one(row["frame_token"], row.get("image_path")).items()
     name, frame = row.get("filename"), row.get("sample_token")
     if isinstance(name, str) and isinstance(frame, str) and row.get("is_key_frame") is True:
-        yield from ((frame, {camera: name}) for camera in cameras_of((name,)))
+        yield from ((frame, {camera: name}) for camera in cameras_in_paths((name,)))

@@ -17,13 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from drivekd.camera_order import cameras_in_paths
 from drivekd.data.answer_forms import infer_answer_form, options, several_letters
 from drivekd.data.json_file import json_type
 from drivekd.sample import ANSWER_FORMS, CAPABILITIES, AnswerForm, Capability, Sample
 
 from .markers import IMAGE_MARKER, Unmarked, unmark
 from .meta import checked_meta
-from .pictures import PictureFinder, cameras_of
+from .pictures import PictureFinder
 from .problem import Faults, ParsedRecord, check_surrogates
 from .structured import checked_structured
 from .turns import Exchange, exchanges, found
@@ -63,7 +64,7 @@ def parse_messages(record: object, source: str, reading: Reading) -> ParsedRecor
         question, answer = _texts(exchange, shown, reading, place)
         form = _answer_form(meta.get("kind"), exchange, question, answer, place)
         if not place.problems:
-            cameras = cameras or shown.cameras or cameras_of(written)
+            cameras = cameras or shown.cameras or cameras_in_paths(written)
             sample = Sample(
                 source=place.source,
                 capability=cast(Capability, capability),

@@ -1,14 +1,11 @@
-"""From the picture paths that a file of records holds to files here, and to the cameras that they name."""
+"""From the picture paths that a file of records holds to files here."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path, PurePosixPath
 
 from drivekd.data.traces import is_worldwide_name
-from drivekd.sample import CAMERAS
 
-_NAMES_A_CAMERA = re.compile(r"(?:^|[/_])(CAM_(?:FRONT|BACK)(?:_LEFT|_RIGHT)?)(?!_?[A-Za-z])")
 _MAX_SEARCHES = 200  # distinct paths, before it is settled that none of the file's lies below the root
 
 
@@ -56,14 +53,3 @@ class PictureFinder:
         self._searches += 1
         if self._searches >= _MAX_SEARCHES:
             self._num_dropped = 0
-
-
-def cameras_of(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The cameras that picture paths name, by folder or file name; () unless each names one and no two the same.
-
-    >>> cameras_of(("samples/CAM_BACK/n015__CAM_BACK__1533.jpg", "CAM_FRONT.jpg"))
-    ('CAM_BACK', 'CAM_FRONT')
-    """
-    named = [_NAMES_A_CAMERA.findall(path) for path in paths]
-    cameras = tuple(found[-1] for found in named if found and found[-1] in CAMERAS)
-    return cameras if len(cameras) == len(set(cameras)) == len(paths) else ()
