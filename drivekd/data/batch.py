@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drivekd.data.forced_tokens import ForcedTokens, is_structured
 from drivekd.data.packs import Pack
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage, load_image
@@ -31,10 +32,11 @@ PADDING, PREFIX = -1, 0  # values of Batch.segment; questions are 1, 2, ...
 class Batch:
     """Everything that a student or teacher reads of B packs.
 
-    input_ids, labels [B, S] int64 (labels: IGNORED_LABEL outside the answers); segment [B, S] int64: PADDING, PREFIX, or the
-    number of the question; positions [A, B, S] int64; vision_mask, prompt_mask [B, S] bool (prompt: all but answers and padding);
-    pack, question [N] int64: where each sample lies (row, segment); capability [N] int64, an index into CAPABILITIES;
-    labelled [N] bool; images: each pack's pictures in order; samples: the N records.
+    input_ids, labels [B, S] int64 (labels: IGNORED_LABEL outside the answers, and in them where a grammar writes, see
+    forced_tokens.py); segment [B, S] int64: PADDING, PREFIX, or the number of the question; positions [A, B, S] int64;
+    vision_mask, prompt_mask [B, S] bool (prompt: all but answers and padding); pack, question [N] int64: where each sample lies
+    (row, segment); capability [N] int64, an index into CAPABILITIES; labelled [N] bool; images: each pack's pictures in order;
+    samples: the N records.
     """
 
     input_ids: Tensor
@@ -135,6 +137,7 @@ class Collator:
         self.pictures_kept = max(1, cache_bytes // (3 * height * width))
         self._tile = lru_cache(maxsize=self.pictures_kept)(self._read_tile)
         self._prefix = lru_cache(maxsize=16)(self._make_prefix)
+        self._forced_tokens = lru_cache(maxsize=1)(lambda: ForcedTokens(processor.prompts))
 
     def _read_tile(self, path: Path) -> RGBImage:
         return self.processor.resize(load_image(path))
@@ -194,7 +197,7 @@ class Collator:
             question, answer = self._question_ids(sample)
             own = len(question) + len(answer)
             ids += question + answer
-            labels += [IGNORED_LABEL] * len(question) + answer
+            labels += [IGNORED_LABEL] * len(question) + self._supervised(sample, answer)
             segment += [number] * own
             prompt += [True] * len(question) + [False] * len(answer)
             positions.append((prefix_positions.max() + 1 + torch.arange(own)).expand(len(prefix_positions), -1))
@@ -205,6 +208,13 @@ class Collator:
             "prompt_mask": torch.tensor(prompt),
             "positions": torch.cat(positions, 1),
         }
+
+    def _supervised(self, sample: Sample, answer: list[int]) -> list[int]:
+        """The answer's labels: all of a text, of JSON what no grammar writes."""
+        if not is_structured(sample):
+            return answer
+        forced = self._forced_tokens().of(sample, answer)
+        return [IGNORED_LABEL if written else token for token, written in zip(answer, forced, strict=True)]
 
     def _question_ids(self, sample: Sample) -> tuple[list[int], list[int]]:
         prompts = self.processor.prompts
