@@ -32,6 +32,9 @@ PixelValues: TypeAlias = NDArray[np.float32]
 PREPROCESSING_VERSION = 1
 
 MAX_IMAGE_PIXELS = 64_000_000  # eight 8-megapixel cameras' worth: above it a file is taken for a decompression bomb
+MAX_IMAGE_BYTES = 4 * MAX_IMAGE_PIXELS + (
+    1 << 20
+)  # of a BMP of that size: a longer file is no picture, and is not read to its end
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,17 @@ ImageForm: TypeAlias = ImageSettings | PatchSettings
 def load_image(path: Path) -> RGBImage:
     """Read an image file as uint8 RGB [H, W, 3], see `decode_image`. Raises DataError naming the file."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: image cannot be read ({error.strerror}){_locale_advice(path)}") from error
     except ValueError as error:  # a name that this locale cannot spell, or one with a zero in it
         raise DataError(f"{path}: image cannot be read ({error}){_locale_advice(path)}") from error
     return decode_image(data, str(path))
+
+
+def _size(data: bytes) -> str:
+    return f"{len(data):,} bytes" if len(data) <= MAX_IMAGE_BYTES else f"more than {MAX_IMAGE_BYTES:,} bytes"
 
 
 def _locale_advice(path: Path) -> str:
@@ -167,9 +175,10 @@ def decode_image(data: bytes, source: str) -> RGBImage:
     form = image_format(data)
     if form is None:
         raise DataError(
-            f"{source}: not an image of a format that is taken ({FORMATS_TAKEN}): {len(data):,} bytes, "
-            f"by their beginning {seems(data)}"
+            f"{source}: not an image of a format that is taken ({FORMATS_TAKEN}): {_size(data)}, by their beginning {seems(data)}"
         )
+    if len(data) > MAX_IMAGE_BYTES:
+        raise DataError(f"{source}: {form} image is larger than {MAX_IMAGE_BYTES:,} bytes")
     if (bits := bits_a_channel(data, form)) > 8:
         raise DataError(f"{source}: image has more than 8 bits a channel ({form} of {bits} bits); convert it to 8 bits")
     try:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
+from drivekd import images
 from drivekd.errors import DataError
 from drivekd.images import (
     MAX_IMAGE_PIXELS,
@@ -360,6 +361,20 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
             with pytest.raises(DataError, match="cannot be read") as caught:
                 read(path)
             assert str(path) in str(caught.value)
+
+
+def test_a_file_without_an_end_is_not_read_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 10_000)
+    with pytest.raises(DataError, match="more than 10,000 bytes, by their beginning nothing but zeros"):
+        load_image(Path("/dev/zero"))
+    (tmp_path / "long.png").write_bytes(encoded(noise(8, 8)) + bytes(20_000))
+    with pytest.raises(DataError, match=r"long.png: PNG image is larger than 10,000 bytes"):
+        load_image(tmp_path / "long.png")
+
+
+def test_a_name_with_a_zero_in_it_is_an_error_like_others() -> None:
+    with pytest.raises(DataError, match="embedded null byte"):
+        load_image(Path("a\0.png"))
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of what it skips

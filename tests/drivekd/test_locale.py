@@ -146,6 +146,12 @@ def test_an_arrow_on_stdout_is_written_as_its_number(folder: Path, latin_1: Any)
     assert b"\\U0001f697" in careful.stdout
 
 
+def test_the_command_line_takes_every_letter(folder: Path, latin_1: Any) -> None:
+    code = "from drivekd.cli import verbs\nverbs.app = lambda **_: print('\\u2192')\nverbs.main()"
+    ran = python(folder, latin_1, "-c", code)
+    assert (ran.code, ran.stdout) == (0, b"\\u2192\n"), ran.stderr
+
+
 def test_a_picture_whose_name_this_locale_cannot_spell_is_named_with_the_way_out(folder: Path, latin_1: Any) -> None:
     code = (
         "from pathlib import Path\nfrom drivekd.images import load_image\nfrom drivekd.errors import DataError\n"

@@ -18,18 +18,22 @@ pytestmark = pytest.mark.numerics
 SMALL = TinySize(vision_layers=1, vision_width=32, language_layers=3, language_width=32, attention_heads=2, image_size_px=56)
 
 
+def write_enlarged(folder: Path, up: str, down: str, factor: float) -> Path:
+    """What `up` makes is larger, and made smaller again."""
+    tokenizer = train_tokenizer(CORPUS, WORDS, 300)
+    model = build_tiny(SMALL, tokenizer, 0)
+    with torch.no_grad():
+        model.get_parameter(f"{up}.weight").mul_(factor)
+        model.get_parameter(f"{down}.weight").div_(factor)
+    write_checkpoint(folder, model, tokenizer)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def enlarged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same function, but layer 1's MLP computes with numbers 2^17 times as large in between."""
-    folder = tmp_path_factory.mktemp("enlarged")
-    tokenizer = train_tokenizer(CORPUS, WORDS, 300)
-    model = build_tiny(SMALL, tokenizer, 0)
-    mlp = model.model.language_model.layers[1].mlp
-    with torch.no_grad():
-        mlp.up_proj.weight.mul_(2.0**17)
-        mlp.down_proj.weight.div_(2.0**17)
-    write_checkpoint(folder, model, tokenizer)
-    return folder
+    mlp = "model.language_model.layers.1.mlp"
+    return write_enlarged(tmp_path_factory.mktemp("enlarged"), f"{mlp}.up_proj", f"{mlp}.down_proj", 2.0**17)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +52,14 @@ def test_a_layer_beyond_float16_is_refused_and_named(
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
-@pytest.mark.parametrize(
-    ("precision", "overrides"), [("fp32", []), ("fp16", ["exclude=[layers.1.*]"]), ("int8", ["activations=fp32"])]
-)
+@pytest.mark.parametrize(("precision", "overrides"), [("fp16", ["exclude=[layers.1.*]"]), ("int8", ["activations=fp32"])])
 def test_the_way_out_leads_out(enlarged: Path, tmp_path: Path, precision: str, overrides: list[str]) -> None:
     plan = plan_from_options(precision, ["dialects=[gqa]", *overrides])
     assert bundle_from_checkpoint(enlarged, tmp_path / "bundle", plan=plan).parity.passed
+
+
+def test_a_layer_of_the_vision_tower_is_named_as_well(tmp_path: Path) -> None:
+    layer = "model.vision_tower.encoder.layer.0.mlp"
+    checkpoint = write_enlarged(tmp_path / "checkpoint", f"{layer}.fc1", f"{layer}.fc2", 2.0**18)
+    with pytest.raises(ExportError, match=r"vision in fp16 has values beyond 65,520.* leave vision layer 0 in fp32; .*exclude"):
+        bundle_from_checkpoint(checkpoint, tmp_path / "bundle", plan=plan_from_options("fp16", ["dialects=[gqa]"]))
