@@ -257,6 +257,10 @@ class TrainingConfig(Section):
     threads: Annotated[int, Field(ge=0)] = Field(default=0, description="CPU threads; 0 = one per core. Part of bit-equality.")
     checkpoint_every_steps: Positive = Field(default=500, description="Steps between checkpoints.")
     keep_checkpoints: Positive = Field(default=2, description="Newest checkpoints kept on disk.")
+    validate_on: Literal["loss", "accuracy"] = Field(
+        default="loss", description="What is better: a lower cross-entropy, or more validation questions answered rightly."
+    )
+    validation_samples: Positive = Field(default=300, description="With validate_on: accuracy, questions asked at most.")
     validate_every_steps: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Steps between validations, the last step included; best/ keeps the best. 0 = at the end alone."
     )
@@ -314,6 +318,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.early_stop_patience is {patience}; it needs data.validation and training.validate_every_steps > 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _accuracy_needs_validation(self) -> RunConfig:
+        if self.training.validate_on == "accuracy" and not self.data.validation:
+            raise ValueError("training.validate_on is accuracy, but data.validation names no file to ask questions from")
         return self
 
     @model_validator(mode="after")

@@ -143,7 +143,8 @@ def train(
         return plan.check()
     summary = run(settings, place, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
-        typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}")
+        accuracy = "" if summary.validation_accuracy is None else f"  accuracy {summary.validation_accuracy:.3f}"
+        typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}{accuracy}")
 
 
 @app.command()

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from tiny_run import TinyRun, start_trainer
 
+from drivekd.answered import Given
 from drivekd.distill.training.parallel import join
 from drivekd.distill.training.sharding import gathered
 from drivekd.distill.training.trainer import Trainer
 from drivekd.errors import DrivekdError, TrainingError
+from drivekd.sample import Sample
 
 STEPS = 3
 PLACEMENTS = ("ddp", "fsdp2")
@@ -22,6 +26,8 @@ def trained(trainer: Trainer) -> dict[str, Any]:
     """Three steps and a validation: everything that must not depend on the number of processes."""
     before = gathered(trainer.student.state_dict(), keep=True)
     before = {name: value.clone() for name, value in before.items()}
+    with mock.patch("drivekd.distill.training.accuracy.scores", counted):
+        accuracy = trainer.validation_accuracy()
     records = [trainer.step() for _ in range(STEPS)]
     validation = trainer.validate()
     return {
@@ -29,7 +35,13 @@ def trained(trainer: Trainer) -> dict[str, Any]:
         "weights": gathered(trainer.student.state_dict(), keep=True),
         "records": records,
         "validation": validation,
+        "accuracy": accuracy,
     }
+
+
+def counted(samples: Sequence[Sample], given: Sequence[Given]) -> list[float]:
+    """What an untrained model's answers can be told apart by."""
+    return [len(sample.question) * one.tokens - (one.mean_logprob or 0) for sample, one in zip(samples, given, strict=True)]
 
 
 def run(rank: int, port: int, folder: Path, out: Path, variants: dict[str, tuple[str, ...]]) -> None:

@@ -32,7 +32,7 @@ ARROWS = {
     "structured": {"data", "runtime"},  # what a bundle's schemas want of records
     "models": set(),
     "quantization": set(),
-    "distill": {"data", "models", "quantization", "structured"},
+    "distill": {"data", "models", "quantization", "structured", "evaluate"},  # training validates on what is scored
     "analyze": {"data", "models", "distill"},
     "evaluate": {"data", "models", "quantization", "runtime"},  # it scores bundles as well as checkpoints
     "export": {"data", "models", "quantization", "distill", "evaluate", "runtime"},

@@ -18,7 +18,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -47,22 +47,30 @@ from .optimizer import OPTIMIZER_FILE, is_scale
 
 @dataclass(frozen=True)
 class Validations:
-    """last: the newest loss (CE). best, best_step: the lowest, and when. without_gain: validations since then."""
+    """last: the newest loss (CE). best, best_step: that of the best validation, and when. without_gain: validations since then.
+    last_accuracy, best_accuracy: the same where accuracy is measured; None where it is not."""
 
     last: float | None = None
     best: float | None = None
     best_step: int | None = None
     without_gain: int = 0
+    last_accuracy: float | None = None
+    best_accuracy: float | None = None
 
-    def after(self, step: int, loss: float) -> Validations:
-        """With one more. Only a lower loss is better: of equals the first stays."""
-        if self.best is None or loss < self.best:
-            return Validations(loss, loss, step)
-        return Validations(loss, self.best, self.best_step, self.without_gain + 1)
+    def after(self, step: int, loss: float, accuracy: float | None = None) -> Validations:
+        """With one more. A lower loss is better; with an accuracy, a higher one, or an equal one with a lower loss. Of equals the
+        first stays."""
+        if self.best is None or _rank(loss, accuracy) > _rank(self.best, self.best_accuracy):
+            return Validations(loss, loss, step, 0, accuracy, accuracy)
+        return replace(self, last=loss, last_accuracy=accuracy, without_gain=self.without_gain + 1)
 
     def exhausted(self, patience: int) -> bool:
         """Whether to stop early; patience 0 = never."""
         return 0 < patience <= self.without_gain
+
+
+def _rank(loss: float, accuracy: float | None) -> tuple[float, float]:
+    return (0.0 if accuracy is None else accuracy), -loss
 
 
 STATE_FILE = "training_state.json"

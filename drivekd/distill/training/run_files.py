@@ -93,7 +93,7 @@ class RunFiles:
             self._write_best(validations)
 
     def final(self, validations: Validations) -> Path:
-        """Write final/: the last weights, or with early_stop_patience those of the lowest validation loss."""
+        """Write final/: the last weights, or with early_stop_patience those of the best validation."""
         final = self.out / "final"
         if not self._settings.early_stop_patience:
             self._write_student(final, {})
@@ -104,7 +104,10 @@ class RunFiles:
         return final
 
     def _write_best(self, validations: Validations) -> None:
-        self._write_student(self.out / "best", {"step": validations.best_step, "validation_loss": validations.best})
+        found: dict[str, Any] = {"step": validations.best_step, "validation_loss": validations.best}
+        if validations.best_accuracy is not None:
+            found["validation_accuracy"] = validations.best_accuracy
+        self._write_student(self.out / "best", found)
 
     def _write_student(self, path: Path, validation: Mapping[str, Any]) -> None:
         student: SavedStudent = self._trainer.saved_student(self._inputs)

@@ -34,12 +34,14 @@ from .resume import _check_same_run, _free_keys
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a finished run reports. validation_loss: CE, None without a validation file."""
+    """What a finished run reports, of final/. validation_loss: CE, None without a validation file. validation_accuracy: None with
+    validate_on: loss."""
 
     final: Path
     steps: int
     loss: dict[str, float]
     validation_loss: float | None
+    validation_accuracy: float | None = None
 
 
 def train(config: RunConfig, out: Path, *, resume: bool = False) -> TrainingSummary:
@@ -147,9 +149,13 @@ def _run(trainer: Trainer, out: Path, inputs: Mapping[str, str], validations: Va
                         f"everything is saved, continue with --resume --out {out}"
                     )
         with _explained(config, out):
-            loss = validations.last if settings.validate_every_steps else trainer.validate()
+            validated = bool(settings.validate_every_steps)
+            loss = validations.last if validated else trainer.validate()
+            accuracy = validations.last_accuracy if validated else trainer.validation_accuracy()
         final = files.final(validations)
-    return TrainingSummary(final, trainer.steps_done, record["loss"], validations.best if settings.early_stop_patience else loss)
+    if settings.early_stop_patience:
+        loss, accuracy = validations.best, validations.best_accuracy
+    return TrainingSummary(final, trainer.steps_done, record["loss"], loss, accuracy)
 
 
 def _validated(trainer: Trainer, before: Validations, record: dict[str, Any]) -> Validations:
@@ -163,8 +169,11 @@ def _validated(trainer: Trainer, before: Validations, record: dict[str, Any]) ->
         return before
     if not math.isfinite(loss):
         raise TrainingError(f"step {step}: the validation loss is {loss}; lower optimizer.learning_rate")
-    after = before.after(step, loss)
+    accuracy = trainer.validation_accuracy()
+    after = before.after(step, loss, accuracy)
     record |= {"validation_loss": loss, "best_validation_loss": after.best, "best_validation_step": after.best_step}
+    if accuracy is not None:
+        record |= {"validation_accuracy": accuracy, "best_validation_accuracy": after.best_accuracy}
     if after.exhausted(settings.early_stop_patience):
         record["stopped_early"] = True
     return after

@@ -27,6 +27,7 @@ from drivekd.distill.rows import Rows, row_shares, rows_for, sample_mixing
 from drivekd.distill.teachers.caches import Caches, cache_size, fill
 from drivekd.distill.teachers.features import ImageFeatures, Towers
 from drivekd.distill.teachers.teachers import Teachers
+from drivekd.distill.training.accuracy import accuracy_samples, summed_scores
 from drivekd.distill.training.checkpoint import (
     SavedStudent,
     TrainingState,
@@ -90,6 +91,9 @@ class Trainer:
         self._place_student()
         self.labelled = PackStream(self.packs_of(samples.labelled), seed=config.seed, stream=0)
         self.unlabelled = PackStream(self.packs_of(samples.unlabelled), seed=config.seed, stream=1)
+        wanted = config.training.validate_on == "accuracy"
+        count = config.training.validation_samples
+        self.accuracy_samples = accuracy_samples(samples.validation, count, config.seed) if wanted else []
         self.steps_done = 0
 
     def _load_models(self) -> None:
@@ -316,6 +320,25 @@ class Trainer:
         self.placement.release()
         self.student.train()
         return self.parallel.sums([total])[0] / len(samples)
+
+    @torch.no_grad()
+    def validation_accuracy(self) -> float | None:
+        """Mean score of the validation questions, 0 to 1; None with validate_on: loss. All processes call it."""
+        if self.config.training.validate_on != "accuracy":
+            return None
+        asked = self.accuracy_samples
+        shared = self.parallel.part_of(asked) if len(asked) >= self.parallel.size else asked
+        share = len(shared) / len(asked) if shared is not asked else 1.0
+        self.student.eval()
+        dtype = torch.bfloat16 if self.config.training.precision == "bf16" else torch.float32
+        with nullcontext() if self.parallel.sharded else self.parallel.agreed(), self._rounded_once():
+            found = self.placement.forward(
+                lambda: summed_scores(self.student, self.collate.processor, self.contract, shared, dtype)
+            )
+        self.placement.release()
+        self.student.train()
+        total, weight = self.parallel.sums([found, share])
+        return total / (weight * len(asked))
 
     def saved_student(self, inputs: Mapping[str, str] | None = None) -> SavedStudent:
         """What the student's files are made from. All processes call it; the main one has the tensors.

@@ -84,7 +84,7 @@ class ModelAnswerer:
         self._batch_size, self._cameras = batch_size, tuple(cameras)
         self._max_positions = int(model.config.text_config.max_position_embeddings)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a model in training keeps what it computes here, such as rotary tables
     def answers(self, samples: Sequence[Sample], *, pictures: Pictures = CLEAN, on_answer: OnAnswer | None = None) -> list[Given]:
         """As Answerer says. Raises RunnerError when the device has no memory for a batch."""
         found: dict[int, Given] = {}
