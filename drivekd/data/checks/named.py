@@ -12,6 +12,7 @@ from drivekd.data.readers.formats import detect
 from drivekd.data.readers.json_stream import elements, member_elements, members
 from drivekd.data.readers.pictures import PictureFinder
 from drivekd.data.traces import text_hash
+from drivekd.tags import coordinate_style, normalize_tags
 
 
 @dataclass
@@ -53,7 +54,15 @@ def read_named(path: Path, image_root: Path | None) -> Named:
         for parsed in file.as_written():
             _add_record(named, parsed, finder)
     named.pictures = {picture.resolve() for picture in named.pictures}
+    _normalize(named)
     return named
+
+
+def _normalize(named: Named) -> None:
+    """A question in pixels is the same question as with tags between 0 and 1."""
+    if coordinate_style(named.questions.values()) == "pixel":
+        questions = [normalize_tags(question, "pixel") for question in named.questions.values()]
+        named.questions = {text_hash(question): question for question in questions}
 
 
 def _add_scenes(named: Named, path: Path, finder: PictureFinder) -> None:

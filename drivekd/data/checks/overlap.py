@@ -104,16 +104,18 @@ def overlap(
 def _not_compared(a: Named, b: Named, names: list[list[str]], found: list[set[Path]], files: tuple[Path, Path]) -> dict[str, str]:
     """Kind of trace -> why it could not be compared."""
     kinds = {
-        "scenes": ((a.scenes, b.scenes), "names no scene"),
-        "frames": ((a.frames, b.frames), "names no frame"),
-        "image names": (tuple(names), "has no picture with a name given once in the world"),
-        "image contents": (tuple(found), "no picture was found (give its --image-root)"),
+        "scenes": ((a.scenes, b.scenes), "names {} scene"),
+        "frames": ((a.frames, b.frames), "names {} frame"),
+        "image names": (tuple(names), "has {} picture whose name is given once in the world"),
+        "image contents": (tuple(found), "has {} picture that was found; give --image-root"),
     }
     reasons = {}
     for kind, (sides, reason) in kinds.items():
         missing = [str(file) for side, file in zip(sides, files, strict=True) if not side]
-        if missing:
-            reasons[kind] = f"{' and '.join(missing)}: {reason}"
+        if len(missing) == 2:
+            reasons[kind] = f"neither file {reason.format('a')}"
+        elif missing:
+            reasons[kind] = f"{missing[0]} {reason.format('no')}"
     return reasons
 
 

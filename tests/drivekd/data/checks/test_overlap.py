@@ -125,9 +125,13 @@ def test_without_pictures_the_same_questions_are_told_and_nothing_is_called_0(tm
     assert rows["question texts (alone no leak)"] == "1 same questions, first 'What does the light show?'"
     assert rows["pictures found"] == "0 of 1 and 0 of 1"
     for name in ("scenes", "frames", "image names", "image contents"):
-        assert rows[name].startswith(f"not compared: {a} and {b}: "), name
+        assert rows[name].startswith("not compared: neither file "), name
     code, out, err = run("data", "overlap", a, b)
-    assert (code, "nothing could be compared" in err, "no picture was found" in " ".join(out.split())) == (1, True, True)
+    assert (code, "nothing could be compared" in err, "picture that was found; give --image-root" in " ".join(out.split())) == (
+        1,
+        True,
+        True,
+    )
 
 
 def test_each_side_has_its_own_image_root(tmp_path: Path, run: Run) -> None:
@@ -140,7 +144,13 @@ def test_each_side_has_its_own_image_root(tmp_path: Path, run: Run) -> None:
     code, _, err = run("data", "overlap", a, b, "--image-root-a", tmp_path / "x", "--image-root-b", tmp_path / "y")
     assert (code, "overlap" in err) == (1, True)
     half = overlap(a, b, image_root_a=tmp_path / "x")
-    assert dict(half.rows)["image contents"] == f"not compared: {b}: no picture was found (give its --image-root)"
+    assert dict(half.rows)["image contents"] == f"not compared: {b} has no picture that was found; give --image-root"
+
+
+def test_a_question_in_pixels_is_the_same_question(tmp_path: Path) -> None:
+    pixels = asked(tmp_path / "a", "1.jpg", "Is <c1,CAM_BACK,800.0,450.0> near?")
+    parts = asked(tmp_path / "b", "2.jpg", "Is <c1,CAM_BACK,0.5000,0.5000> near?")
+    assert overlap(pixels, parts).questions == 1
 
 
 def test_predictions_and_nuscenes_qa_are_compared_by_what_they_name(tmp_path: Path) -> None:
