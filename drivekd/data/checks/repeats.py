@@ -13,8 +13,8 @@ from drivekd.sample import Sample
 
 @dataclass(frozen=True)
 class Repeats:
-    """Places of samples in the file, in rising order. duplicates, contradictions: [n, 2], a sample and the first that asked the
-    same; alike in the answer, or not."""
+    """Places of samples in the file, in rising order, [n, 2]. duplicates: a sample, and the first with its question, pictures and
+    answer. contradictions: a sample that is none, and the first with its question and pictures."""
 
     duplicates: NDArray[np.int64]
     contradictions: NDArray[np.int64]
@@ -34,17 +34,24 @@ class RepeatCollector:
     def repeats(self) -> Repeats:
         """Of all that was added. Two questions have one hash by chance with probability 5e-20."""
         asked, answered = (np.frombuffer(values, np.int64) for values in (self._asked, self._answered))
-        if not len(asked):
-            return Repeats(np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64))
-        order = np.argsort(asked, kind="stable")
-        is_first = np.r_[True, np.diff(asked[order]) != 0]
-        first = np.empty(len(asked), np.int64)
-        first[order] = order[is_first][np.cumsum(is_first) - 1]
-        again = first != np.arange(len(asked))
-        alike = answered == answered[first]
+        places = np.arange(len(asked))
+        same, first = _first([asked, answered]), _first([asked])
+        repeated = same != places
+        return Repeats(_pairs(repeated, same), _pairs(~repeated & (first != places), first))
 
-        def pairs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-            places = np.flatnonzero(mask)
-            return np.stack([places, first[places]], 1)
 
-        return Repeats(pairs(again & alike), pairs(again & ~alike))
+def _first(keys: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """For each place the first one that is alike in all keys, [N]."""
+    order = np.lexsort((np.arange(len(keys[0])), *keys))
+    is_new = np.zeros(len(order), bool)
+    is_new[:1] = True
+    for key in keys:
+        is_new[1:] |= np.diff(key[order]) != 0
+    first = np.empty(len(order), np.int64)
+    first[order] = order[is_new][np.cumsum(is_new) - 1]
+    return first
+
+
+def _pairs(mask: NDArray[np.bool_], first: NDArray[np.int64]) -> NDArray[np.int64]:
+    places = np.flatnonzero(mask)
+    return np.stack([places, first[places]], 1)

@@ -80,7 +80,7 @@ def assign(groups: Groups, shares: NDArray[np.float64], seed: int) -> NDArray[np
 
     Groups in random order go to the part that lacks most, relative to its share, of the capabilities that they have. A part that
     would be left without any, or without a capability that enough groups have, gets the smallest such group of the part that has
-    most. Needs at least P groups.
+    most; for a capability only one that is no larger than the part shall be. Needs at least P groups.
     """
     targets = shares[:, None] * groups.counts.sum(0)  # [P, 3]
     remaining = targets.copy()
@@ -94,20 +94,24 @@ def assign(groups: Groups, shares: NDArray[np.float64], seed: int) -> NDArray[np
         parts[group] = int(np.argmax(lacking))
         remaining[parts[group]] -= counts
     for part in range(len(shares)):
-        _give(groups, parts, part, np.ones(len(parts), bool))
+        every = np.ones(len(parts), bool)
+        _give(groups, parts, part, every, every)
     for capability in range(groups.counts.shape[1]):
         for part in range(len(shares)):
-            _give(groups, parts, part, groups.counts[:, capability] > 0)
+            fits = groups.counts.sum(1) <= targets[part].sum()
+            _give(groups, parts, part, groups.counts[:, capability] > 0, fits)
     return parts
 
 
-def _give(groups: Groups, parts: NDArray[np.int64], part: int, wanted: NDArray[np.bool_]) -> None:
-    """Move the smallest wanted group to a part that has none, out of the part that has most of them, if that keeps one."""
+def _give(groups: Groups, parts: NDArray[np.int64], part: int, wanted: NDArray[np.bool_], fits: NDArray[np.bool_]) -> None:
+    """Move the smallest wanted group that fits to a part that has none, out of the part that has most, if that keeps one."""
     if not wanted.any() or (wanted & (parts == part)).any():
         return
     have = np.bincount(parts[wanted], minlength=int(parts.max()) + 1)
     giver = int(np.argmax(have))
     if have[giver] < 2:
         return
-    candidates = np.flatnonzero(wanted & (parts == giver))
+    candidates = np.flatnonzero(wanted & fits & (parts == giver))
+    if not len(candidates):
+        return
     parts[candidates[np.argmin(groups.counts[candidates].sum(1))]] = part

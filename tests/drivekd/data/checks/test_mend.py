@@ -32,6 +32,7 @@ def file(tmp_path: Path) -> Path:
         record("Explain this<image>", "A road."),
         17,
         record("<image>Is it free?", "No."),
+        record("<image>Is it free?", "No."),  # another
     ]
     path = tmp_path / "records.json"
     path.write_text(json.dumps(records), encoding="utf-8")
@@ -44,7 +45,7 @@ def test_what_is_sound_is_written_and_the_rest_is_counted(file: Path, run: Run, 
     assert code == 1, "the file that was validated is not sound"
     assert json.loads(printed)["fixed"] == {
         "questions written": "3",
-        "repeats taken out": "1",
+        "repeats taken out": "2",
         "records left out for a problem": "3",
         "questions left out for a picture": "1",
     }

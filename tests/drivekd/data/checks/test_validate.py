@@ -199,7 +199,9 @@ def test_two_camera_orders_are_told_with_both(folder: Path) -> None:
     assert report.ok and kinds(report.warnings) == {"two camera orders": 1}
     assert "record 3: cameras: CAM_FRONT_LEFT, CAM_FRONT, " in report.warnings[0].first[0]
     one = {**record("CAM_BACK.jpg", "What is behind?", "A bus.")}
-    assert validate_file(write(folder, six(CAMERAS), one), skip_images=True).warnings == ()  # fewer cameras are no other order
+    two = {**six(CAMERAS[:2], "What is ahead?"), "messages": record(question="<image>What is ahead?")["messages"]}
+    path = write(folder, six(CAMERAS), one, two)
+    assert validate_file(path, skip_images=True).warnings == ()  # fewer cameras are no other order
 
 
 def test_several_letters_are_a_warning(folder: Path) -> None:

@@ -101,6 +101,31 @@ def test_a_rare_capability_is_in_each_part_where_scenes_allow_it(tmp_path: Path)
     assert [note for note in rarer.notes if "has no planning question" in note]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_capability_of_few_questions_in_large_scenes_is_in_each_part(tmp_path: Path, seed: int) -> None:
+    records = [record(n, scene=f"s{n % 40}") for n in range(800)]
+    records += [record(800 + n, "planning", scene=f"s{n}") for n in range(2)]
+    report = split_file(write(tmp_path, records), tmp_path / "out", test=0.1, seed=seed)
+    assert {found["planning"] for found in report.records.values()} == {1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_scene_larger_than_a_part_is_trained_on(tmp_path: Path, seed: int) -> None:
+    records = [record(n, "planning" if n < 60 else "perception", scene="large" if n < 120 else f"s{n // 10}") for n in range(240)]
+    report = split_file(write(tmp_path, records), tmp_path / "out", test=0.1, seed=seed)
+    assert "large" in scenes(tmp_path / "out" / "train.json")
+    assert "test.json has no planning question" in report.notes
+
+
+def test_questions_that_share_a_picture_by_way_of_others_stay_together(tmp_path: Path) -> None:
+    chain = [["a.jpg", "b.jpg"], ["c.jpg", "d.jpg"], ["b.jpg", "c.jpg"], ["e.jpg", "f.jpg"]]
+    records = [{**record(n), "images": images} for n, images in enumerate(chain)]
+    for made in records:
+        made["messages"][0]["content"] = "<image>" + made["messages"][0]["content"]
+    report = split_file(write(tmp_path, records), tmp_path / "out", test=0.25)
+    assert (report.groups, sum(report.records["test.json"].values())) == ({"test.json": 1, "train.json": 1}, 1)
+
+
 def test_drivelm_is_split_as_it_comes(tmp_path: Path) -> None:
     write_pictures(tmp_path / "nuscenes")
     report = split_file(write_drivelm(tmp_path / "all.json"), tmp_path / "data", test=0.4)
