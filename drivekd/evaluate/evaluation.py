@@ -19,6 +19,7 @@ from drivekd.evaluate.predictions import Identity, Line
 from drivekd.evaluate.scores import COLUMNS, EvaluationReport
 from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
+from drivekd.evaluate.settings_report import SETTINGS_FILE, settings_report
 from drivekd.evaluate.training_data import training_data
 from drivekd.files import file_digest, versions
 from drivekd.sample import Sample
@@ -115,7 +116,10 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
         notes += _cut(pictures.setting, answered)
     for name, report in reports.items():
         write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
-        notes += _told_overlap(pictures.setting, reports[pictures.setting])
+        notes += _told_overlap(name, report)
+    if len(reports) > 1:
+        answers = {name: run.answered(name) for name in reports}
+        write_json(request.out / SETTINGS_FILE, settings_report(answers, reports, seed=settings.seed))
     notes += [f"{count} of {run.num_records} records were not asked: {reason}" for reason, count in run.not_asked.items()]
     notes += [f"not computed: {what} ({why})" for report in [*reports.values()][:1] for what, why in report.missing.items()]
     return Evaluated(*_table(reports), notes)

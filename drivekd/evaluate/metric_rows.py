@@ -96,7 +96,7 @@ def metric_rows(scored: Sequence[Scored], seed: int) -> Iterator[MetricRow]:
         for family, members in families_of(group, capability):
             clusters = [one.cluster for one in members]
             for name, found in estimates(family.measures(members), clusters, seed=seed).items():
-                yield MetricRow(name, capability, found.n, found.value, found.interval)
+                yield MetricRow(name, capability, found.n, found.value, found.interval, found.clusters)
 
 
 def groups(scored: Sequence[Scored]) -> Iterator[tuple[str, list[Scored]]]:

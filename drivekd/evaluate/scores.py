@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from drivekd.data.json_file import write_json, write_text
 from drivekd.evaluate.metrics import Interval
+from drivekd.evaluate.metrics.nuscenes_qa import ExactRow
 
 MajoritySource = Literal["reference", "evaluated", "both"]
 
@@ -58,7 +59,8 @@ class TagRow:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric over n answers of a capability ("" = all), with its 95 % interval by scene.
+    """One metric over n answers of a capability ("" = all), with its 95 % interval by scene. scenes: how many were drawn from;
+    below ten, the percentiles are too narrow.
 
     metric: accuracy, balanced_accuracy, tag_precision, tag_recall, tag_f1, first_object, action_f1, action_exact, probability,
     bleu_1 to bleu_4, rouge_l, cider, schema_valid (all 0 to 1), words, tokens (mean length). What each is: docs/evaluation.md.
@@ -69,6 +71,7 @@ class MetricRow:
     n: int
     value: float
     interval: Interval
+    scenes: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class Prediction:
 class EvaluationReport:
     """answerer, digest: who answered. images: the picture setting. not_asked: reason -> how many records were not asked for it.
 
+    nuscenes_qa: exact matches by type and hop, of questions that tell their hop.
     truncated: capability -> answers that the budget cut. overlap: None where the model's training data is not known.
     missing: what could not be computed -> why. implementations: metric family -> what computed it.
     """
@@ -118,6 +122,7 @@ class EvaluationReport:
     tags: tuple[TagRow, ...]
     predictions: tuple[Prediction, ...]
     metrics: tuple[MetricRow, ...] = ()
+    nuscenes_qa: tuple[ExactRow, ...] = ()
     not_asked: Mapping[str, int] = field(default_factory=dict)
     truncated: Mapping[str, int] = field(default_factory=dict)
     overlap: Overlap | None = None
@@ -136,6 +141,7 @@ class EvaluationReport:
             "scores": _json_rows(self.scores),
             "tags": _json_rows(self.tags),
             "metrics": _json_rows(self.metrics),
+            "nuscenes_qa": _json_rows(self.nuscenes_qa),
             "not_asked": dict(self.not_asked),
             "truncated": dict(self.truncated),
             "overlap": None
@@ -171,7 +177,7 @@ class EvaluationReport:
         raise KeyError(f"no scored question of {capability} {topic or ''}".strip())
 
 
-def _json_rows(rows: Sequence[ScoreRow] | Sequence[TagRow] | Sequence[MetricRow]) -> list[dict[str, Any]]:
+def _json_rows(rows: Sequence[ScoreRow] | Sequence[TagRow] | Sequence[MetricRow] | Sequence[ExactRow]) -> list[dict[str, Any]]:
     """Intervals without a bound have null there: JSON has no infinity."""
     return [
         {

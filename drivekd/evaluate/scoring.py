@@ -10,6 +10,7 @@ from drivekd.errors import DataError
 from drivekd.evaluate import metrics
 from drivekd.evaluate.metric_rows import metric_rows
 from drivekd.evaluate.metrics import language
+from drivekd.evaluate.metrics.nuscenes_qa import Exact, exact_rows, is_exact
 from drivekd.evaluate.score_rows import reference_items, score_rows, tag_rows
 from drivekd.evaluate.scored import Scored, item_from_sample, label_class, parse_answer, scored_from
 from drivekd.evaluate.scores import EvaluationReport, Overlap, Prediction
@@ -71,12 +72,22 @@ def score(
         tags=tuple(tag_rows(scored)),
         predictions=tuple(_prediction(one) for one in scored),
         metrics=tuple(metric_rows(scored, seed)),
+        nuscenes_qa=tuple(exact_rows(_nuscenes_qa(scored), seed)),
         not_asked=dict(not_asked or {}),
         truncated=dict(Counter(one.sample.capability for one in answered if one.given.finish_reason == "length")),
         overlap=None if overlapping is None else _overlap(answered, overlapping, overlap_with, reference, seed),
         missing={} if language.is_available() else {"language": language.MISSING},
         implementations={"language": language.implementation()} if language.is_available() else {},
     )
+
+
+def _nuscenes_qa(scored: Sequence[Scored]) -> list[Exact]:
+    """The questions that tell how many hops they take: NuScenes-QA's."""
+    return [
+        Exact(one.sample.topic, one.sample.hop, is_exact(one.given.text, one.sample.answer or ""), one.cluster)
+        for one in scored
+        if one.sample.hop is not None
+    ]
 
 
 def _overlap(

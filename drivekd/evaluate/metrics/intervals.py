@@ -27,11 +27,12 @@ _AT_THE_END = 1e-6  # BLEU's own smoothing keeps a perfect corpus 1e-9 below 1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric over n answers with its 95 % interval."""
+    """A metric over n answers of so many clusters with its 95 % interval."""
 
     n: int
     value: float
     interval: Interval
+    clusters: int
 
 
 def estimates(
@@ -48,7 +49,7 @@ def estimate(measure: Measure, clusters: Sequence[str], *, seed: int = 0, resamp
         raise ValueError("a metric of nothing")
     value = measure.total()
     by_cluster = _sums(measure, clusters)  # [C, K]
-    return Estimate(len(measure), value, _interval(measure, by_cluster, value, seed, resamples))
+    return Estimate(len(measure), value, _interval(measure, by_cluster, value, seed, resamples), len(by_cluster))
 
 
 def bootstrap_interval(

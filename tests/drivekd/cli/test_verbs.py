@@ -36,6 +36,7 @@ SURFACE = {
         ["MODEL"],
         ["--black", "--data", "--image-root", "--out", "--reference", "--set", "--settings", "--structured"],
     ),
+    "score": (["PREDICTIONS"], ["--compat", "--data", "--image-root", "--out", "--reference"]),
     "calibrate": (["MODEL"], ["--answers", "--data", "--image-root", "--out", "--set", "--structured"]),
     "judge": (["FOLDER"], ["--dry-run", "--set"]),
     "export": (["SOURCE"], ["--checkpoint", "--kit", "--out", "--precision", "--set", "--sign", "--trt"]),
