@@ -126,6 +126,13 @@ def test_questions_that_share_a_picture_by_way_of_others_stay_together(tmp_path:
     assert (report.groups, sum(report.records["test.json"].values())) == ({"test.json": 1, "train.json": 1}, 1)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_of_two_scenes_the_smaller_is_the_test(tmp_path: Path, seed: int) -> None:
+    records = [record(n, scene="large" if n < 60 else "small") for n in range(100)]
+    split_file(write(tmp_path, records), tmp_path / "out", test=0.4, seed=seed)
+    assert scenes(tmp_path / "out" / "test.json") == {"small"}
+
+
 def test_drivelm_is_split_as_it_comes(tmp_path: Path) -> None:
     write_pictures(tmp_path / "nuscenes")
     report = split_file(write_drivelm(tmp_path / "all.json"), tmp_path / "data", test=0.4)
