@@ -23,8 +23,10 @@ from drivekd.export.settings import plan_from_options
 from drivekd.export.trt.profiles import limits_of, vision_profiles
 from drivekd.images import RGBImage, TiledSettings
 from drivekd.runtime import Session, load_bundle, read_bundle
+from drivekd.runtime.bench import bench_bundle
 from drivekd.runtime.bundle.graph_contract import check_names
 from drivekd.runtime.parity.golden import GOLDEN_FILE, load_golden
+from drivekd.runtime.resilience.worker import WorkerSession
 from drivekd.sample import Sample
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("module_on_one_thread")]
@@ -127,6 +129,18 @@ def test_a_changed_camera_is_read_anew_with_all_of_its_tiles(tiled_session: Sess
     kept = tiled_session.model.prefix.image_embeds(list(tiled_session.model.tiles(changed).values()))
     tiled_session.model.prefix.forget()
     assert np.array_equal(kept, tiled_session.model.prefix.image_embeds(list(tiled_session.model.tiles(changed).values())))
+
+
+def test_a_worker_and_a_bench_show_it_pictures(tiled_bundle: Path, tiled_session: Session) -> None:
+    """Both make pictures of their own before the first frame."""
+    still = {"a": picture(0)}
+    expected = tiled_session.answer(still, max_new_tokens=3)
+    with WorkerSession(tiled_bundle, threads=1, gate=False) as worker:
+        found = worker.answer(still, max_new_tokens=3)
+    assert {name: answer.text for name, answer in found.items()} == {name: answer.text for name, answer in expected.items()}
+    report = bench_bundle(tiled_bundle, frames=2, warmup=0, images=2, changed=1, max_new_tokens=3, threads=1)
+    assert report.counts["images_encoded"] >= 1
+    assert report.prompt_tokens > 2 * NUM_TILES * TOKENS
 
 
 def test_what_is_kept_of_a_camera_are_its_tiles_in_uint8(tiled_session: Session) -> None:

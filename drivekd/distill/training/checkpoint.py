@@ -83,7 +83,7 @@ _STEP_NAME = re.compile(r"step-(\d+)")
 class SavedStudent:
     """What a student's files are made from. trained: the whole of each tensor that trains, by name; model has the frozen ones.
 
-    source: what training started from. tiles: of a camera. scales, forms: of rounded layers, by their names in the graphs.
+    source: what training started from. scales, forms: of rounded layers, by their names in the graphs.
     """
 
     model: PreTrainedModel

@@ -100,7 +100,7 @@ def run_contract(
 
     positions: of the student, prompt and answer together. samples: labelled and of validation, in the order of `cameras`.
 
-    Raises DataError: two files write tags in different ways.
+    Raises DataError: two files write tags in different ways; a sample that the student has not enough positions for.
     """
     processor, prompts = collate.processor, config.prompts
     texts = {"perception": prompts.perception, "reasoning": prompts.reasoning, "planning": prompts.planning}
@@ -168,6 +168,12 @@ def _budgets(config: RunConfig, positions: int, collate: Collator, samples: Sequ
     for sample in samples:
         if sample.answer is not None:
             prefix, question, answer = collate.lengths(sample)
+            if prefix + question + answer > positions:
+                raise DataError(
+                    f"{sample.source}: {len(sample.images)} pictures of {collate.processor.chat.tokens_per_image} tokens, "
+                    f"question and answer make {prefix + question + answer} tokens; the student has {positions} positions. Show "
+                    "fewer cameras, or make their pictures smaller (data.tiles, data.camera_size_px)"
+                )
             longest[sample.capability] = max(longest.get(sample.capability, 0), answer)
             longest_prompt = max(longest_prompt, prefix + question)
     return answer_budgets(longest, positions - longest_prompt) | config.prompts.max_new_tokens

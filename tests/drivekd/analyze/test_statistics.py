@@ -10,6 +10,7 @@ from torch import Tensor
 
 from drivekd.analyze.curves import CurveSums
 from drivekd.analyze.statistics import PairwiseCosine, answer_bins, attention_vectors, label_margins, masked_mean
+from drivekd.tiling import Tiling
 
 pytestmark = [pytest.mark.numerics, pytest.mark.usefixtures("one_thread")]
 
@@ -82,6 +83,20 @@ def test_images_are_averaged_and_padding_counts_for_nothing() -> None:
     quarters = images.view(2, 2, 2).repeat_interleave(8, 1).repeat_interleave(8, 2).flatten(1)  # 2 x 2 -> 16 x 16
     torch.testing.assert_close(one, quarters[0])
     torch.testing.assert_close(two, quarters.mean(0))
+
+
+def test_an_images_tiles_are_put_together_again() -> None:
+    """Two pictures of 2 x 3 tiles of 2 x 2 tokens: pooled as the whole grid would be, and the thumbnail as much as it."""
+    grids, thumbnails = torch.rand(2, 4, 6), torch.rand(2, 2, 2)
+    tiles = grids.view(2, 2, 2, 3, 2).transpose(2, 3).reshape(2, -1)  # row by row, each tile's tokens in order
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    whole = attention_vectors(grids.view(1, 1, -1), mask, [2], (4, 6))
+    found = attention_vectors(tiles.view(1, 1, -1), mask, [2], (2, 2), Tiling(columns=3, rows=2))
+    torch.testing.assert_close(found, whole)
+    small = attention_vectors(thumbnails.view(1, 1, -1), mask, [2], (2, 2))
+    both = torch.cat([tiles, thumbnails.flatten(1)], dim=1)
+    found = attention_vectors(both.view(1, 1, -1), mask, [2], (2, 2), Tiling(columns=3, rows=2, thumbnail=True))
+    torch.testing.assert_close(found, (whole + small) / 2)
 
 
 def test_margins_by_hand() -> None:

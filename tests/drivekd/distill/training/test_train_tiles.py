@@ -16,7 +16,7 @@ from torch import Tensor
 from drivekd.data.packs import frame_packs, single_packs
 from drivekd.distill.training.train import train
 from drivekd.distill.training.trainer import Trainer
-from drivekd.errors import ConfigError
+from drivekd.errors import ConfigError, DataError
 from drivekd.hf_checkpoint import Checkpoint, load_processor, stated_tiles
 from drivekd.images import load_image
 from drivekd.models import encode_images, load_model
@@ -136,6 +136,21 @@ def test_a_teacher_of_the_same_tiles_teaches(tiny_run: TinyRun, stating: Callabl
     trainer = start_trainer(tiny_run, f"teachers={{planning: {stating(tiny_run.teacher, '2x1')}}}", "data.tiles=2x1")
     record, _ = stepped(trainer)
     assert record["loss"]["planning"] > 0
+
+
+def test_more_tiles_than_the_student_has_positions_for_are_refused(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """Before the first step: neither a bundle nor an evaluation could ask that question."""
+    student = tmp_path / "student"
+    shutil.copytree(tiny_run.student, student)
+    config = json.loads((student / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["max_position_embeddings"] = 96
+    (student / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    start_trainer(tiny_run, f"student.checkpoint={student}", "data.tiles=2x1")
+    message = (
+        r"train\.json, record \d+: 2 pictures of 48 tokens, question and answer make 1\d\d tokens; the student has 96 positions"
+    )
+    with pytest.raises(DataError, match=message + r".*data\.tiles"):
+        start_trainer(tiny_run, f"student.checkpoint={student}", "data.tiles=4x3")
 
 
 def test_a_dry_run_counts_every_tile(tiny_run: TinyRun) -> None:
