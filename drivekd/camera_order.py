@@ -18,8 +18,9 @@ _CAMERA = re.compile(r"(?:^|[/_])(CAM_(?:FRONT|BACK)(?:_LEFT|_RIGHT)?)(?!_?[A-Za
 
 
 def camera_names(sample: Sample) -> tuple[str, ...]:
-    """The camera of each image; () where the record does not tell all of them apart."""
-    return sample.cameras or cameras_in_paths([str(path) for path in sample.images])
+    """The camera of each image; () where the record does not tell all of them apart, as with two moments of one camera."""
+    stated = sample.cameras or cameras_in_paths([str(path) for path in sample.images])
+    return stated if len(set(stated)) == len(stated) else ()
 
 
 def cameras_in_paths(paths: Sequence[str]) -> tuple[str, ...]:

@@ -23,6 +23,10 @@ def test_names_are_the_records_own_else_those_in_the_paths() -> None:
     assert camera_names(sample(*paths, cameras=("CAM_FRONT", "CAM_BACK"))) == ("CAM_FRONT", "CAM_BACK")
     assert camera_names(sample("CAM_BACK/1.jpg", "2.jpg")) == ()
     assert camera_names(sample("CAM_BACK/1.jpg", "CAM_BACK/2.jpg")) == ()  # two moments of one camera
+    twice = sample("1.jpg", "2.jpg", cameras=("CAM_BACK", "CAM_BACK"))
+    assert camera_names(twice) == ()
+    with pytest.raises(DataError, match="cannot tell the cameras of 2 images"):  # and no picture is lost
+        named_sample(twice, CAMERAS)
 
 
 def test_pictures_come_in_the_order_of_the_cameras_with_their_names() -> None:

@@ -146,6 +146,19 @@ def test_each_answer_of_a_frame_has_its_own_budget(learnt: Learnt) -> None:
             session.answer({FRONT: front, BACK: back}, max_new_tokens={"plannin": 3})
 
 
+def test_the_length_of_each_answer_is_judged_with_its_own_question(learnt: Learnt) -> None:
+    images = {name: np.zeros((8, 8, 3), np.uint8) for name in (FRONT, BACK)}
+    with load_bundle(learnt.bundle, threads=1) as session:
+        prefix, positions = session.model.prefix.num_tokens(2), session.manifest.model.max_positions
+        lengths = {name: len(session.model.prompts.suffix(text)) for name, text in session.model.questions().items()}
+        rooms = {name: positions - prefix - length for name, length in lengths.items()}
+        assert len(set(rooms.values())) > 1
+        answers = session.answer(images, max_new_tokens=rooms, deadline_ms=0)
+        assert {answer.finish_reason for answer in answers.values()} == {"deadline"}
+        with pytest.raises(UsageError, match=rf"make {positions + max(rooms.values()) - min(rooms.values())} tokens"):
+            session.answer(images, max_new_tokens=max(rooms.values()), deadline_ms=0)
+
+
 def test_a_damaged_contract_stops_eval_and_export(learnt: Learnt, tmp_path: Path) -> None:
     damaged = tmp_path / "final"
     shutil.copytree(learnt.final, damaged)

@@ -256,7 +256,7 @@ class _Planner:
 
     def _data_rows(self, workload: Workload) -> list[Row]:
         trainer, training = self._trainer, self._config.training
-        labelled = len(trainer.labelled)
+        labelled, budgets = len(trainer.labelled), trainer.contract.max_new_tokens
         trainable = sum(parameter.numel() for parameter in trainer.names)
         rows = [("packs", f"{labelled:,} labelled, {len(trainer.unlabelled):,} unlabelled")]
         epochs = f"{training.steps * training.batch_size / labelled:,.2f} of the labelled packs"
@@ -272,6 +272,8 @@ class _Planner:
                 f"micro-batch {workload.longest_tokens:,}",
             ),
             ("trainable parameters", f"{trainable:,} of {sum(p.numel() for p in trainer.student.parameters()):,}"),
+            ("cameras", ", ".join(trainer.contract.cameras) or "the records name none: pictures are shown as they come"),
+            ("answers", f"{', '.join(f'{name} {most}' for name, most in budgets.items())} tokens at most"),
         ]
 
     def _time_rows(self, times: RunTimes, steps: StepTimes) -> list[Row]:

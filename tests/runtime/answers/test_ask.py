@@ -6,14 +6,17 @@ import dataclasses
 import inspect
 import pickle
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from small_bundle import small_files, small_manifest
 
 from drivekd.errors import UsageError
 from drivekd.images import RGBImage
 from drivekd.runtime import Answer, Answering, Ask, Ladder, Sampling, Session, WorkerSession
+from drivekd.runtime.bundle.manifest import Generation
 
 PROMPTS = {"perception": "What is near?", "planning": "At {speed} m/s, what next?"}
 DEFAULTS = {"speed": 8}
@@ -113,3 +116,47 @@ def test_numpys_whole_numbers_are_whole_numbers() -> None:
     assert Ask(max_new_tokens=np.int64(3), sampling=Sampling(seed=np.int32(7))) == Ask(
         max_new_tokens=3, sampling=Sampling(seed=7)
     )
+
+
+# --- how long an answer may be --------------------------------------------------------------------------------------
+
+BUDGETS = {"perception": 152, "planning": 16}
+
+
+def limits(ask: Ask, *names: str, instruction: str = "") -> dict[str, int]:
+    manifest = replace(
+        small_manifest(small_files()),
+        prompts=dict.fromkeys(BUDGETS, "What now?"),
+        structured_instruction=instruction,
+        generation=Generation(BUDGETS, 5),
+    )
+    return ask.limits(manifest, names or tuple(BUDGETS))
+
+
+def test_each_answer_has_the_bundles_budget_or_the_callers() -> None:
+    assert limits(Ask()) == BUDGETS
+    assert limits(Ask(max_new_tokens=np.int64(7))) == {"perception": 7, "planning": 7}
+    assert limits(Ask(max_new_tokens={"planning": 40})) == {"perception": 152, "planning": 40}
+    assert limits(Ask(max_new_tokens={"planning": 40}), "perception") == {"perception": 152}
+
+
+def test_a_free_question_may_be_answered_as_long_as_the_longest() -> None:
+    assert limits(Ask(question="Is it wet?"), "question") == {"question": 152}
+    assert limits(Ask(question="Is it wet?", capabilities=["planning"]), "planning") == {"planning": 16}
+    assert limits(Ask(question="Is it wet?", max_new_tokens={"question": 9}), "question") == {"question": 9}
+
+
+def test_json_that_was_not_learnt_is_not_held_to_what_texts_taught() -> None:
+    assert limits(Ask(structured=True)) == {"perception": 152, "planning": 64}
+    assert limits(Ask(structured=True), instruction=" As JSON.") == BUDGETS
+    assert limits(Ask(structured=True, max_new_tokens={"planning": 8}))["planning"] == 8
+
+
+def test_budgets_of_unknown_capabilities_and_of_nothing_are_refused() -> None:
+    with pytest.raises(UsageError, match="max_new_tokens: capability 'plannin' is unknown; this bundle has: perception"):
+        limits(Ask(max_new_tokens={"plannin": 8}))
+    for wrong in ({"planning": 0.5}, {"planning": None}, "8"):
+        with pytest.raises(UsageError, match="expected a whole number, or one by capability"):
+            Ask(max_new_tokens=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="an answer takes at least 1"):
+        Ask(max_new_tokens={"planning": 0}).questions({"planning": "What now?"}, {})

@@ -13,6 +13,7 @@ from tiny_run import COLOURS, NO_TEACHERS, QUESTIONS, TinyRun, start_trainer
 
 from drivekd.contract import CONTRACT_FILE, Contract, read_contract, write_contract
 from drivekd.data.traces import FILE_NAME, overlapping, read_traces
+from drivekd.distill.training import run_contract
 from drivekd.distill.training.run_contract import answer_budgets, check_same_contract, with_data
 from drivekd.distill.training.train import read_training_samples, train
 from drivekd.errors import CheckpointError, ConfigError, DataError
@@ -168,6 +169,18 @@ def test_a_resumed_run_keeps_its_contract(tiny_run: TinyRun, tmp_path: Path) -> 
     check_same_contract(tmp_path, replace(contract, data={}))
     with pytest.raises(CheckpointError, match=r"--resume: .*says otherwise than this run, cameras: none, now CAM_FRONT\. Start"):
         check_same_contract(tmp_path, replace(contract, cameras=("CAM_FRONT",)))
+
+
+@pytest.mark.e2e
+def test_resume_refuses_what_would_be_another_contract(
+    tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run.config(*PLAIN, "training.steps=1", "training.checkpoint_every_steps=1")
+    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", resume=True)
+    monkeypatch.setattr(run_contract, "LEAST", 32)  # as another drivekd might
+    with pytest.raises(CheckpointError, match=r"--resume: .*step-1/contract\.json says otherwise.*, max_new_tokens: "):
+        train(config, tmp_path / "run", resume=True)
 
 
 def contract_in(folder: Path) -> Contract:

@@ -82,5 +82,6 @@ def test_a_dry_run_measures_and_writes_nothing(tiny_run: TinyRun, tmp_path: Path
     monkeypatch.chdir(tmp_path)
     rows = dict(dry_run(tiny_run.config(*LENGTH)).rows)
     assert rows["labelled samples"] == "18"
+    assert rows["cameras"].startswith("the records name none") and rows["answers"].startswith("perception 16, ")
     assert rows["unlabelled samples"] == "18"
     assert names(tmp_path) == []
