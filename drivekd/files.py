@@ -236,6 +236,14 @@ def checkpoint_digest(checkpoint: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
+TRACES_FILE = "data_traces.safetensors"  # of training data (drivekd/data/traces.py); lies beside weights and is none
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint's or an adapter's directory that hold weights, by name."""
+    return sorted(path for path in directory.glob("*.safetensors") if path.name != TRACES_FILE)
+
+
 def json_digest(value: Any) -> str:
     """sha256 (hex) of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

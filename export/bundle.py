@@ -11,10 +11,9 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from drivekd.data.traces import FILE_NAME as TRACES_FILE
 from drivekd.data.traces import read_traces
 from drivekd.errors import BundleError, DataError, ExportError, UsageError
-from drivekd.files import whole_directory
+from drivekd.files import TRACES_FILE, whole_directory
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import logger
 from drivekd.processor import Processor

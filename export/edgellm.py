@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from drivekd.errors import CheckpointError, ExportError, UsageError
-from drivekd.files import refuse_non_empty, whole_directory
+from drivekd.files import refuse_non_empty, weight_files, whole_directory
 from drivekd.hf_checkpoint import write_processor, write_promised
 from drivekd.processor import parse_tokenizer
 from drivekd.runtime.bundle.reader import Bundle, read_bundle
@@ -94,7 +94,7 @@ def edgellm_input(bundle: Bundle, images: list[str], *, num_tokens: int) -> dict
 
 
 def _check_weights(checkpoint: Path, source: CheckpointSource, bundle: Bundle) -> None:
-    if not any(source.checkpoint.path.glob("*.safetensors")):
+    if not weight_files(source.checkpoint.path):
         raise CheckpointError(f"{source.checkpoint.path}: no *.safetensors weights found")
     found, expected = weights_sha256(*source.directories), bundle.manifest.model.weights_sha256
     if found != expected:

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from drivekd.errors import DataError
-from drivekd.files import file_digest, write_whole
+from drivekd.files import TRACES_FILE, file_digest, write_whole
 from drivekd.sample import Sample
 
-FILE_NAME = "data_traces.safetensors"
+FILE_NAME = TRACES_FILE
 Hashes: TypeAlias = NDArray[np.uint64]  # [N], sorted, each once
 
 # nuScenes: LOG__CAMERA__MICROSECONDS; BDD100K: two words of eight hexadecimal digits. "000001.png" is no trace.

@@ -21,8 +21,8 @@ from tokenizers import Tokenizer
 
 from drivekd.config import DataConfig, OptimizerConfig, PromptsConfig, RunConfig, StudentConfig, TrainingConfig
 from drivekd.contract import CONTRACT_FILE
-from drivekd.data.traces import FILE_NAME as TRACES_FILE
 from drivekd.distill.training.train import train
+from drivekd.files import TRACES_FILE
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import configure_logging, logger
 from drivekd.models.internvl import load_model

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from drivekd.errors import CheckpointError
+from drivekd.files import weight_files
 from drivekd.hf_checkpoint import ADAPTER_WEIGHTS, Checkpoint
 
 from .text_models import check_layers, check_text_model
@@ -107,5 +108,5 @@ def _check_files(checkpoint: Checkpoint) -> None:
             raise CheckpointError(f"{path / WEIGHTS_INDEX}: expected weight_map to be a JSON object")
         if missing := [shard for shard in sorted(set(index.values())) if not files.has(shard)]:
             raise CheckpointError(f"{path}: {len(missing)} weight files are missing, first {missing[0]}; fetch them again")
-    elif not any(found.name != ADAPTER_WEIGHTS for found in path.glob("*.safetensors")):
+    elif not any(found.name != ADAPTER_WEIGHTS for found in weight_files(path)):
         raise CheckpointError(f"{path}: no *.safetensors weights found")

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from drivekd.errors import CheckpointError
+from drivekd.files import weight_files
 
 _RENAMED = (  # whole names; the first that matches counts
     (r"vision_model\.embeddings\.class_embedding", "model.vision_tower.embeddings.cls_token"),
@@ -40,7 +41,7 @@ _RENAMED = (  # whole names; the first that matches counts
 def hf_weights(checkpoint: Path) -> dict[str, Tensor]:
     """Every weight of a directory in the original layout, under transformers' name. Raises CheckpointError on an unknown name."""
     weights: dict[str, Tensor] = {}
-    for path in sorted(checkpoint.glob("*.safetensors")):
+    for path in weight_files(checkpoint):
         with safe_open(path, framework="pt") as file:  # maps the file: nothing is copied before the model takes it
             for name in file.keys():  # noqa: SIM118  not a dict
                 weights |= _converted(name, file.get_tensor(name), path)

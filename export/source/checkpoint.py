@@ -20,9 +20,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from drivekd.contract import Contract
-from drivekd.data.traces import FILE_NAME as TRACES_FILE
 from drivekd.errors import CheckpointError
-from drivekd.files import file_digest
+from drivekd.files import TRACES_FILE, file_digest, weight_files
 from drivekd.hf_checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, CheckpointFiles, refuse_adapter_beside_weights
 from drivekd.models import load_model
 
@@ -147,7 +146,7 @@ def weights_sha256(*directories: Path) -> str:
     """sha256 over names and digests of the directories' safetensors files: which weights these are, wherever they lie."""
     total = hashlib.sha256()
     for directory in directories:
-        for path in sorted(path for path in directory.glob("*.safetensors") if path.name != TRACES_FILE):
+        for path in weight_files(directory):
             total.update(f"{path.name} {file_digest(path)}\n".encode())
     return total.hexdigest()
 

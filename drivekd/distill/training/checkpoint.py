@@ -28,13 +28,12 @@ from transformers import PreTrainedModel
 
 from drivekd.config import StudentConfig
 from drivekd.contract import Contract, write_contract
-from drivekd.data.traces import FILE_NAME as TRACES_FILE
 from drivekd.data.traces import Traces
 from drivekd.distill.training.sharding import placed
 from drivekd.distill.training.student import merged, write_adapter
 from drivekd.distill.weighting import TermState
 from drivekd.errors import CheckpointError
-from drivekd.files import file_digest, remove_leftovers, whole_directory, write_whole_json
+from drivekd.files import TRACES_FILE, file_digest, remove_leftovers, whole_directory, write_whole_json
 from drivekd.hf_checkpoint import Checkpoint, write_promised
 from drivekd.log import logger
 from drivekd.models import load_model

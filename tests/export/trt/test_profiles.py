@@ -84,20 +84,23 @@ def test_another_dialects_dims_are_refused() -> None:
         decoder_profiles(gqa, Limits(1, 1, 64, 128))
 
 
-@given(positions=st.integers(1, 9000), cameras=st.integers(0, 8), tokens=st.integers(1, 300))
-def test_limits_hold_the_frame_and_never_exceed_the_model(positions: int, cameras: int, tokens: int) -> None:
+@given(positions=st.integers(1, 9000), cameras=st.integers(0, 8), tokens=st.integers(1, 300), answer=st.integers(1, 500))
+def test_limits_hold_the_frame_and_never_exceed_the_model(positions: int, cameras: int, tokens: int, answer: int) -> None:
     manifest = dataclasses.replace(
         MANIFEST,
         model=dataclasses.replace(MANIFEST.model, max_positions=positions),
         chat=dataclasses.replace(MANIFEST.chat, tokens_per_image=tokens),
         cameras=tuple(f"CAM_{index}" for index in range(cameras)),
+        generation=dataclasses.replace(MANIFEST.generation, max_new_tokens={"planning": answer}),
     )
     limits = limits_of(manifest)
     assert limits.images == (cameras or 6)
     assert 1 <= limits.prompt <= limits.context <= positions
     if limits.context < positions:
         assert limits.prompt >= limits.images * tokens + len(manifest.prompts["planning"])
-        assert limits.context >= limits.prompt + manifest.generation.max_new_tokens - 64  # both are rounded up to 64
+        assert (
+            limits.context >= limits.prompt + max(manifest.generation.max_new_tokens.values()) - 64
+        )  # both are rounded up to 64
 
 
 # --- the same profiles as command lines -----------------------------------------------------------------------------

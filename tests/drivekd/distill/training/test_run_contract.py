@@ -17,6 +17,8 @@ from drivekd.distill.training import run_contract
 from drivekd.distill.training.run_contract import answer_budgets, check_same_contract, with_data
 from drivekd.distill.training.train import read_training_samples, train
 from drivekd.errors import CheckpointError, ConfigError, DataError
+from drivekd.export.source.source import load_source
+from drivekd.export.trained import write_rounded_checkpoint
 from drivekd.hf_checkpoint import load_processor
 from drivekd.sample import CAMERAS, Sample
 
@@ -211,3 +213,16 @@ def test_a_qwen_students_tile_reaches_all_that_is_written(tiny_qwen_run: TinyRun
         if place.name != "adapter":
             assert load_processor(place).images.tile_px == (112, 84)
             assert json.loads((place / "camera.json").read_text()) == {"width_px": 112, "height_px": 84}
+    if lora:
+        assert_an_adapter_keeps_its_tile(final / "adapter", tmp_path / "rounded")
+
+
+def assert_an_adapter_keeps_its_tile(adapter: Path, folder: Path) -> None:
+    """Its base says 84 x 56: for the export, and for the rounded model that an export leaves."""
+    source = load_source(adapter, None)
+    assert source.processor.images.tile_px == (112, 84)
+    assert source.contract == contract_in(adapter)
+    write_rounded_checkpoint(folder, source, source.model.get_input_embeddings().weight.detach().clone(), {})
+    assert load_processor(folder).images.tile_px == (112, 84)
+    assert contract_in(folder) == source.contract
+    assert (folder / FILE_NAME).is_file()
