@@ -19,6 +19,7 @@ from drivekd.log import logger
 from drivekd.processor import Processor
 from drivekd.quantization.form import Quantized
 from drivekd.quantization.linears import linear_layers
+from drivekd.quantization.scales import SCALES_FILE
 from drivekd.runtime.answers.questions import fill_template
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, default_schemas, schemas_from_bytes, schemas_to_bytes
 from drivekd.runtime.bundle.manifest import EmbeddingSpec, GraphSpec
@@ -27,6 +28,7 @@ from drivekd.runtime.check import check_bundle
 from drivekd.runtime.parity.golden import GOLDEN_FILE, golden_images, record_golden
 from drivekd.runtime.session.model import StartedModel
 
+from .calibrated import carry_calibration
 from .exported import Exported, manifest_of, write_manifest
 from .graphs.graphs import write_graphs
 from .graphs.shared_weights import share_weights
@@ -153,6 +155,9 @@ def _bundle_from_checkpoint(
             _move_files(exact, staging)
         elif plan.rounds_weights:
             language = _language(exported, exact, staging, frames)
+        asked_rounded = (opened.path / SCALES_FILE).is_file()  # eval answers with the rounded weights then
+        same_weights = bool(trained.scales) if plan.rounds_weights else not asked_rounded
+        carry_calibration(opened.path, staging, same_weights=same_weights and converted.origin["kind"] != "lora")
         _finish(converted, staging, plan, rows, language)
         accuracy = _accuracy(opened, converted, staging if plan.is_exact else exact, staging, plan)
         check_bundle(staging)

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from drivekd.errors import ExportError
-from drivekd.files import refuse_non_empty, whole_directory
+from drivekd.errors import BundleError, CheckpointError, ExportError
+from drivekd.files import checkpoint_digest, refuse_non_empty, whole_directory
+from drivekd.log import logger
 from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes, calibration_to_text
 from drivekd.runtime.bundle.manifest import ENGINES_DIR
 from drivekd.runtime.bundle.reader import read_bundle
@@ -42,6 +43,31 @@ def calibrated_bundle(path: Path, entries: Mapping[str, Calibration], out: Path 
         write_manifest(bundle.manifest, staging)
         digest = read_bundle(staging, defer=True).digest
     return digest, left_out
+
+
+def carry_calibration(checkpoint: Path, bundle: Path, *, same_weights: bool) -> None:
+    """Put a checkpoint's calibration.json, where it has one, into a bundle that is being made of it.
+
+    same_weights: the bundle computes with the weights that `drivekd eval` of the checkpoint answers with. What was measured on
+    others is left out, with a warning. Raises CheckpointError when the file is damaged.
+    """
+    path = checkpoint / CALIBRATION_FILE
+    if not path.is_file():
+        return
+    again = "calibrate the bundle: drivekd calibrate BUNDLE --data RECORDS"
+    if not same_weights:
+        logger.warning("%s was measured on weights that are not the bundle's, and is left out; %s", path, again)
+        return
+    try:
+        entries = calibration_from_bytes(path.read_bytes(), str(checkpoint))
+    except BundleError as error:
+        raise CheckpointError(str(error)) from error
+    digest = checkpoint_digest(checkpoint)
+    kept = {name: one for name, one in entries.items() if one.measured is not None and one.measured.model == digest}
+    if dropped := [name for name in entries if name not in kept]:
+        logger.warning("%s: %s was not measured on these weights, and is left out; %s", path, ", ".join(dropped), again)
+    if kept:
+        (bundle / CALIBRATION_FILE).write_text(calibration_to_text(kept), encoding="utf-8")
 
 
 _OF_THE_OLD = {

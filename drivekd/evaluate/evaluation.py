@@ -20,6 +20,7 @@ from drivekd.evaluate.scores import COLUMNS, EvaluationReport
 from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
 from drivekd.evaluate.settings_report import SETTINGS_FILE, settings_report
+from drivekd.evaluate.structured_scores import structured_report, structured_samples
 from drivekd.evaluate.training_data import training_data
 from drivekd.files import file_digest, versions
 from drivekd.sample import Sample
@@ -95,7 +96,8 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     """
     settings = eval_settings(request.overrides)
     reference = read_samples(request.reference) if request.reference else ()
-    run, training = run_questions(request, settings), training_data(request.model, request.reference, reference)
+    run = run_questions(request, settings, structured_samples if request.structured else scorable)
+    training = training_data(request.model, request.reference, reference)
     notes = [f"answers are cut after so many tokens: {run.answerer.budgets.told()}"]
     if run.num_open:
         notes.append(f"{run.num_open} questions of other shards are open; the last shard that ends scores them all")
@@ -103,6 +105,11 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     reports: dict[str, EvaluationReport] = {}
     for pictures in settings.pictures(request.settings):
         answered = run.answered(pictures.setting)
+        notes += _cut(pictures.setting, answered)
+        if request.structured:
+            who = {"answerer": run.answerer.name, "digest": run.answerer.digest}
+            reports[pictures.setting] = structured_report(answered, **who, not_asked=run.not_asked, seed=settings.seed)
+            continue
         reports[pictures.setting] = score(
             answered,
             answerer=run.answerer.name,
@@ -113,11 +120,10 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
             overlap_with=training.name,
             seed=settings.seed,
         )
-        notes += _cut(pictures.setting, answered)
     for name, report in reports.items():
         write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
         notes += _told_overlap(name, report)
-    if len(reports) > 1:
+    if len(reports) > 1 and not request.structured:  # it reads free text
         answers = {name: run.answered(name) for name in reports}
         write_json(request.out / SETTINGS_FILE, settings_report(answers, reports, seed=settings.seed))
     notes += [f"{count} of {run.num_records} records were not asked: {reason}" for reason, count in run.not_asked.items()]

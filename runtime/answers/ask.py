@@ -61,11 +61,12 @@ GREEDY = Sampling()
 class Ask:
     """What one frame is asked: the bundle's question of each capability, or one free `question`.
 
-    capabilities: None = all. question: asked literally, under the single capability named or "question". variables: values for
-    the templates, such as {"ego_speed_mps": 8}. deadline_ms: from when a session takes the frame; the answers then end with
-    finish_reason "deadline", at most one engine call later. on_text(capability, piece): text as it is generated. max_new_tokens:
-    of each answer, or by capability; None, and for a capability left out: the bundle's. structured: JSON that fits the
-    capability's schema, whatever happens; what was cut is null. cancelled: asked between engine calls; True ends the answers.
+    capabilities: None = all. question: asked literally, under the single capability named, whose schema it then has, or under
+    "question". variables: values for the templates, such as {"ego_speed_mps": 8}. deadline_ms: from when a session takes the
+    frame; the answers then end with finish_reason "deadline", at most one engine call later. on_text(capability, piece): text as
+    it is generated. max_new_tokens: of each answer, or by capability; None, and for a capability left out: the bundle's.
+    structured: JSON that fits the capability's schema, whatever happens; what was cut is null. cancelled: asked between engine
+    calls; True ends the answers.
     """
 
     capabilities: Sequence[str] | None = None
@@ -109,21 +110,21 @@ class Ask:
             >>> Ask(question="Is it wet?").questions({"planning": "What now?"}, {})
             {'question': 'Is it wet?'}
         """
-        if self.structured and self.question is not None:
-            raise UsageError("a free question has no schema: ask for the bundle's capabilities, or for free text")
+        if self.structured and self.question is not None and self.capabilities is None:
+            raise UsageError("a free question has no schema: name the one capability whose schema it has, or ask for free text")
         values, names = merged_variables(defaults, self.variables), self.capabilities
         if any(tokens < 1 for tokens in self._stated_limits()):
             raise UsageError(f"max_new_tokens is {self.max_new_tokens}; an answer takes at least 1")
+        behind = structured_instruction if self.structured else ""
         if self.question is not None:
             if names is not None and len(names) != 1:
                 raise UsageError(f"one free question is asked under one capability, got {len(names)}")
-            return {names[0] if names else "question": self.question}
+            return {names[0] if names else "question": self.question + behind}
         names = list(prompts) if names is None else names
         if not names:
             raise UsageError(f"no capability asked; this bundle has: {', '.join(prompts)}")
         if unknown := [name for name in names if name not in prompts]:
             raise UsageError(f"capability {unknown[0]!r} is unknown; this bundle has: {', '.join(prompts)}")
-        behind = structured_instruction if self.structured else ""
         return {name: fill_template(prompts[name], values) + behind for name in names}
 
     def limits(self, manifest: Manifest, names: Iterable[str]) -> dict[str, int]:

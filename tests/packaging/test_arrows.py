@@ -34,7 +34,7 @@ ARROWS = {
     "quantization": set(),
     "distill": {"data", "models", "quantization", "structured", "evaluate"},  # training validates on what is scored
     "analyze": {"data", "models", "distill"},
-    "evaluate": {"data", "models", "quantization", "runtime"},  # it scores bundles as well as checkpoints
+    "evaluate": {"data", "models", "quantization", "runtime", "structured"},  # it scores bundles as well as checkpoints
     "export": {"data", "models", "quantization", "distill", "evaluate", "runtime"},
     "demo": {"data", "world", "models", "distill", "evaluate", "export", "runtime"},
     "cli": {"data", "world", "distill", "analyze", "evaluate", "export", "runtime", "demo"},

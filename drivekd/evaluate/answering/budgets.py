@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from drivekd.contract import DEFAULT_MAX_NEW_TOKENS
+
 DEFAULT_TOKENS = 512  # as DriveBench decodes (https://github.com/worldbench/drivebench): cuts none of its answers
 
 
@@ -33,3 +35,10 @@ class Budgets:
         """Of the budgets, for people: "perception 16, planning 8 (max_new_tokens)"."""
         numbers = ", ".join(f"{name} {count}" for name, count in sorted(self.tokens.items())) or str(self.rest)
         return f"{numbers} ({self.origin})"
+
+
+def json_budgets(known: Mapping[str, int], instruction: str) -> dict[str, int]:
+    """Of answers as JSON. instruction: what training asked for them with; without any, JSON is not held to what was learnt of
+    texts, as in the car."""
+    least = 1 if instruction else DEFAULT_MAX_NEW_TOKENS
+    return {name: max(least, count) for name, count in known.items()}

@@ -11,12 +11,14 @@ from drivekd.answered import Given
 from drivekd.camera_order import camera_names, named_sample
 from drivekd.errors import DataError, UsageError
 from drivekd.images import RGBImage
-from drivekd.runtime import Answer, Session, load_bundle, read_bundle
+from drivekd.runtime import Answer, Ask, Session, load_bundle, read_bundle
 from drivekd.sample import CAMERAS, Sample
 
 from .answerer import AnswererSettings, OnAnswer
-from .budgets import Budgets
+from .budgets import Budgets, json_budgets
 from .pictures import CLEAN, PictureReader, Pictures
+
+OPENING_TOKENS = 32  # with which JSON begins whatever it says: {"objects":[
 
 
 class BundleAnswerer:
@@ -26,6 +28,9 @@ class BundleAnswerer:
         opened = read_bundle(bundle, defer=True)
         self.name, self.digest = str(bundle), opened.digest
         budgets = opened.manifest.generation.max_new_tokens
+        self._instruction = opened.manifest.structured_instruction if settings.structured else ""
+        if settings.structured:
+            budgets = json_budgets(budgets, self._instruction)
         self.budgets = Budgets.chosen(settings.max_new_tokens, budgets, "the bundle's manifest")
         self._cameras = opened.manifest.cameras
         self._bundle, self._settings = bundle, settings
@@ -51,11 +56,17 @@ class BundleAnswerer:
 
     def _answered(self, session: Session, frame: dict[str, RGBImage], sample: Sample) -> Given:
         try:
+            structured = self._settings.structured
             prompts = session.model.prompts
-            num_prompt = len(prompts.prefix(len(frame))) + len(prompts.suffix(sample.question))
-            room = session.manifest.model.max_positions - num_prompt
-            budget = max(1, min(self.budgets.of(sample.capability), room))
-            answer = session.answer_question(frame, sample.question, max_new_tokens=budget)
+            num_prompt = len(prompts.prefix(len(frame))) + len(prompts.suffix(sample.question + self._instruction))
+            room = session.manifest.model.max_positions - num_prompt - structured * OPENING_TOKENS
+            ask = Ask(
+                capabilities=[sample.capability],
+                question=sample.question,
+                max_new_tokens=max(1, min(self.budgets.of(sample.capability), room)),
+                structured=structured,
+            )
+            answer = session.answer_ask(frame, ask)[sample.capability]
         except UsageError as error:
             raise DataError(f"{sample.source}: {error}") from error
         return given(answer)

@@ -21,7 +21,7 @@ from drivekd.quantization.rounded_model import round_model
 from drivekd.quantization.scales import check_scales, read_scales
 
 from .answerer import AnswererSettings
-from .budgets import Budgets
+from .budgets import Budgets, json_budgets
 from .model_answerer import ModelAnswerer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,14 +40,23 @@ def checkpoint_answerer(checkpoint: Path | Checkpoint, settings: AnswererSetting
         round_model(model, scales, forms)
         name += f" ({told(forms.values())})"
     known = contract.max_new_tokens if contract else {}
+    cameras = contract.cameras if contract else ()
+    form = None
+    if settings.structured:
+        from .json_form import JsonForm
+
+        instruction = contract.structured_instruction if contract else ""
+        form = JsonForm(processor, int(model.config.text_config.vocab_size), instruction=instruction, cameras=cameras)
+        known = json_budgets(known, instruction)
     return ModelAnswerer(
         model.to(device, dtype),
         processor,
         Budgets.chosen(settings.max_new_tokens, known, str(checkpoint.path / CONTRACT_FILE)),
-        cameras=contract.cameras if contract else (),
+        cameras=cameras,
         batch_size=settings.batch_size,
         name=name,
         digest=checkpoint_digest(checkpoint.path),
+        form=form,
     )
 
 

@@ -21,8 +21,6 @@ def open_answerer(path: Path | Checkpoint, settings: AnswererSettings | None = N
     Raises UsageError for anything else, BundleError or CheckpointError when the files do not hold what they promise.
     """
     settings = settings or AnswererSettings()
-    if settings.structured:
-        raise UsageError(f"{path}: questions of records are asked for free text alone; leave out --structured")
     if not isinstance(path, Checkpoint) and is_bundle(path):
         from .bundle_answerer import BundleAnswerer
 

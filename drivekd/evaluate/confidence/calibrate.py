@@ -12,7 +12,8 @@ from typing import Any
 from drivekd.answered import Answered
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.evaluation import EvalRequest, run_questions
-from drivekd.evaluate.scoring import item_from_sample, parse_answer
+from drivekd.evaluate.scoring import item_from_sample, parse_answer, why_not_scored
+from drivekd.evaluate.structured_scores import is_right, structured_samples
 from drivekd.runtime.answers.confidence import Calibration, entry_name
 from drivekd.sample import CAPABILITIES, Sample
 
@@ -66,17 +67,18 @@ def calibrate(request: CalibrationRequest) -> CalibrationReport:
         asked = EvalRequest(
             request.model, request.records, folder, request.image_root, structured=request.structured, overrides=request.overrides
         )
-        run = run_questions(asked, settings, _closed)
+        run = run_questions(asked, settings, structured_samples if request.structured else _closed)
     return _report(run.answered("clean"), settings, request.structured, data=run.data_digest, model=run.answerer.digest)
 
 
 def _closed(samples: Sequence[Sample]) -> list[Sample]:
     """Questions whose answers are right or wrong."""
-    found = [sample for sample in samples if sample.answer_form != "open"]
+    found = [sample for sample in samples if sample.answer_form != "open" and why_not_scored(sample) is None]
     if not found:
-        raise DataError(f"none of {len(samples)} samples is a choice or yes/no question; only their answers are right or wrong")
-    for sample in found:
-        item_from_sample(sample)  # a label that states no class is named before anything is asked
+        raise DataError(
+            f"none of {len(samples)} samples is a choice or yes/no question whose true answer states a class; only their answers "
+            "are right or wrong"
+        )
     return found
 
 
@@ -89,7 +91,8 @@ def _report(
 ) -> CalibrationReport:
     goal, notes = settings.goal, list[str]()
     counted = {
-        name: judged_answers((one for one in answered if one.sample.capability == name), _is_right) for name in CAPABILITIES
+        name: judged_answers((one for one in answered if one.sample.capability == name), is_right if structured else _is_right)
+        for name in CAPABILITIES
     }
     fitted, _ = halves([one for count in counted.values() for one in count.judged], settings.seed)
     scenes = {one.scene for one in fitted}

@@ -37,6 +37,7 @@ class Line:
             "form": sample.answer_form,
             "question": sample.question,
             "answer": sample.answer,
+            "structured": sample.structured,
             "scene": sample.scene,
             "frame": sample.frame,
             "cameras": list(sample.cameras),
@@ -76,6 +77,7 @@ def line_from_text(text: str, source: str) -> Line:
         id=fields.text("id"),
         tag=tuple(fields.numbers("tag")),
         hop=fields.optional("hop", int),
+        structured=fields.optional("structured", str),
     )
     given = Given(
         fields.text("prediction"), fields.word("finish_reason", ("stop", "length")), fields.number("tokens"), fields.logprob()

@@ -69,6 +69,8 @@ def test_questions_are_the_bundles_or_one_of_the_callers() -> None:
     assert Ask(question="Why?", capabilities=["planning"]).questions(PROMPTS, DEFAULTS) == {"planning": "Why?"}
     learnt = {"structured_instruction": " As JSON {speed}."}  # literally: it is no template
     assert Ask().questions(PROMPTS, DEFAULTS, **learnt) == whole
+    under_one = Ask(question="Why?", capabilities=["planning"], structured=True)
+    assert under_one.questions(PROMPTS, DEFAULTS, **learnt) == {"planning": "Why? As JSON {speed}."}
     assert Ask(structured=True).questions(PROMPTS, DEFAULTS, **learnt) == {
         name: f"{question} As JSON {{speed}}." for name, question in whole.items()
     }
@@ -77,7 +79,7 @@ def test_questions_are_the_bundles_or_one_of_the_callers() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"question": "Why?", "structured": True}, "a free question has no schema"),
+        ({"question": "Why?", "structured": True}, "a free question has no schema: name the one capability"),
         ({"question": "Why?", "capabilities": ["planning", "perception"]}, "asked under one capability, got 2"),
         ({"capabilities": []}, "no capability asked; this bundle has: perception, planning"),
         ({"capabilities": ["planning", "steering"]}, "capability 'steering' is unknown; this bundle has: perception, planning"),

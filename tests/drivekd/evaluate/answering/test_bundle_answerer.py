@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from PIL import Image
 from drivekd.errors import DataError
 from drivekd.evaluate.answering import AnswererSettings, Pictures, open_answerer
 from drivekd.evaluate.answering.bundle_answerer import BundleAnswerer
-from drivekd.sample import Sample
+from drivekd.runtime.answers.schemas import default_schemas, valid_answer
+from drivekd.sample import CAPABILITIES, Sample
 
 pytestmark = pytest.mark.numerics
 
@@ -58,3 +62,26 @@ def test_a_missing_image_names_its_record(bundle: Path) -> None:
     sample = Sample("f.json, record 7", "planning", "Is it?", "No.", (bundle / "none.png",), "yesno")
     with pytest.raises(DataError, match=r"f\.json, record 7: images: .*none\.png"):
         open_answerer(bundle).answers([sample])
+
+
+def test_answers_as_json_equal_the_checkpoints(checkpoint: Path, bundle: Path, samples: list[Sample]) -> None:
+    """Asked with the records' own questions, under their capability's schema; cut ones are closed alike."""
+    asked = [replace(sample, capability=CAPABILITIES[index % 3]) for index, sample in enumerate(samples)]
+    for budget in (5, 40):
+        settings = AnswererSettings(max_new_tokens=budget, structured=True, batch_size=5)
+        given = open_answerer(bundle, settings).answers(asked)
+        exact = open_answerer(checkpoint, settings).answers(asked)
+        assert [one.text for one in given] == [one.text for one in exact]
+        assert [(one.tokens, one.finish_reason) for one in given] == [(one.tokens, one.finish_reason) for one in exact]
+        for one, other in zip(given, exact, strict=True):
+            assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-4)
+        schemas = default_schemas(())
+        for sample, one in zip(asked, given, strict=True):
+            assert valid_answer(schemas[sample.capability], json.loads(one.text)) is None
+    assert len({one.text for one in given}) > 3
+
+
+def test_a_capability_without_a_schema_names_its_record(checkpoint: Path, samples: list[Sample]) -> None:
+    asked = [replace(samples[0], capability=cast(Any, "steering"))]
+    with pytest.raises(DataError, match="record 0: capability 'steering' has no schema"):
+        open_answerer(checkpoint, AnswererSettings(structured=True)).answers(asked)

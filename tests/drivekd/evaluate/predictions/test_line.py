@@ -27,6 +27,7 @@ SAMPLE = Sample(
     id="s_f_3",
     tag=(2, 3),
     hop=1,
+    structured='{"objects":[],"complete":true}',
 )
 LINE = Line(7, Answered(SAMPLE, Given("Da\u2028.", "length", 12, -0.25), "Fog", 5))
 
