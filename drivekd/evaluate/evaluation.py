@@ -16,6 +16,7 @@ from drivekd.evaluate.answering import CLEAN, Answerer, Pictures, open_answerer
 from drivekd.evaluate.answering.opening import is_bundle
 from drivekd.evaluate.asking import ask
 from drivekd.evaluate.predictions import Identity, Line
+from drivekd.evaluate.predictions.upstream import write_upstream
 from drivekd.evaluate.scores import COLUMNS, EvaluationReport
 from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
@@ -123,6 +124,9 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     for name, report in reports.items():
         write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
         notes += _told_overlap(name, report)
+        if not request.structured:
+            lines = [line for line in run.lines if line.answered.setting == name]
+            notes += [f"for their own tools: {path}" for path in write_upstream(request.out, request.records, lines)]
     if len(reports) > 1 and not request.structured:  # it reads free text
         answers = {name: run.answered(name) for name in reports}
         write_json(request.out / SETTINGS_FILE, settings_report(answers, reports, seed=settings.seed))
