@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from drivekd.contract import DEFAULT_MAX_NEW_TOKENS
 
-DEFAULT_TOKENS = 512  # as DriveBench decodes (https://github.com/worldbench/drivebench): cuts none of its answers
+DEFAULT_TOKENS = 512  # as DriveBench decodes (https://github.com/worldbench/drivebench)
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Budgets:
 
     tokens: Mapping[str, int] = field(default_factory=dict)
     rest: int = DEFAULT_TOKENS
-    origin: str = "the default, which cuts no answer of the known data sets"
+    origin: str = "the default, as DriveBench decodes; the model does not say"
 
     @classmethod
     def chosen(cls, wanted: int | Mapping[str, int] | None, known: Mapping[str, int], origin: str) -> Budgets:

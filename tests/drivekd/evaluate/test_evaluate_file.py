@@ -55,7 +55,7 @@ def test_answers_and_reports_are_written_and_told(request_: EvalRequest, monkeyp
     found = run(request_, monkeypatch)
     assert [row[:3] for row in found.rows[:2]] == [["all", "9", "1.000"], ["perception", "3", "1.000"]]
     assert "1 of 10 records were not asked: yesno questions whose true answer does not state yes or no" in found.notes
-    assert "answers are cut after so many tokens: 512 (the default, which cuts no answer of the known data sets)" in found.notes
+    assert "answers are cut after so many tokens: 512 (the default, as DriveBench decodes; the model does not say)" in found.notes
     assert sorted(path.name for path in request_.out.iterdir()) == ["evaluation.json", "predictions.jsonl", "report.json"]
     assert [line.index for line in answers_in(request_.out)] == list(range(9))
     assert json.loads((request_.out / "report.json").read_text(encoding="utf-8"))["scores"][0]["accuracy"] == 1

@@ -21,6 +21,6 @@ def test_then_what_the_model_was_trained_for() -> None:
     assert budgets.of("reasoning") == 40, "a capability that it does not know gets the longest"
 
 
-def test_else_nothing_is_cut() -> None:
+def test_else_as_drivebench_decodes() -> None:
     assert Budgets.chosen(None, {}, "contract.json").of("planning") == DEFAULT_TOKENS == 512
     assert Budgets.chosen({"planning": 8}, {}, "contract.json").of("perception") == DEFAULT_TOKENS
