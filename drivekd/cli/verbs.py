@@ -189,25 +189,24 @@ def evaluate(
 
 @app.command("score")
 def score_answers(
-    predictions: Annotated[Path, typer.Argument(help="predictions.jsonl, an eval's folder, DriveLM's or DriveBench's answers.")],
-    file: Annotated[Path, typer.Option("--data", help="Records that they answer.")],
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            help="predictions.jsonl, an eval's folder, DriveLM's or DriveBench's answers; or several folders to compare."
+        ),
+    ],
     out: Out,
+    file: Annotated[Path | None, typer.Option("--data", help="Records that they answer; not for a comparison.")] = None,
     compat: Annotated[str | None, typer.Option(help="drivelm | drivebench: upstream's own rules beside ours.")] = None,
     reference: Annotated[
         Path | None, typer.Option(help="Records whose majority answer is the baseline; default: --data.")
     ] = None,
     image_root: Annotated[Path | None, typer.Option(help="Folder of relative image paths; default: that of --data.")] = None,
 ) -> None:
-    """Score answers that are there already; nothing is asked and no picture is read."""
-    from drivekd.evaluate.foreign.command import ScoreRequest, score_file
-    from drivekd.evaluate.sheet.sheet import write_sheet
+    """Score answers that are there already, or compare runs with the first of them; nothing is asked."""
+    from drivekd.cli.score import score_command
 
-    found = score_file(ScoreRequest(predictions, file, out, compat, reference, image_root))
-    for table in found.tables:
-        _print_table(*table)
-    _talk(f"score sheet: {write_sheet(out)}")
-    for note in found.notes:
-        _talk(note)
+    score_command(predictions, file, out, compat, reference, image_root, show=_print_table, say=_talk)
 
 
 @app.command()

@@ -18,10 +18,11 @@ from drivekd.errors import DataError
 from drivekd.evaluate.judge.questions import Question, answers_digest
 from drivekd.evaluate.judge.replies import NoScore, total_score
 from drivekd.evaluate.judge.store import Line
+from drivekd.evaluate.metrics import estimate
+from drivekd.evaluate.metrics.measures import mean_of
 from drivekd.sample import CAPABILITIES
 
 REPORT, SCORES = "judge.json", "judge_scores.jsonl"
-NUM_RESAMPLES = 2_000
 COLUMNS = ("group", "setting", "n", "judge score", "95 % interval", "without score", "not judged")
 Scope: TypeAlias = Literal["all", "capability", "topic"]
 
@@ -132,19 +133,8 @@ def _row(scope: Scope, capability: str, topic: str, setting: str, group: Sequenc
 
 
 def mean_interval(scores: Sequence[float], clusters: Sequence[str], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean of scores from 0 to 100, drawing whole clusters (scenes). One cluster says nothing."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(names) == 1:
-        return 0.0, 100.0
-    sizes = np.bincount(index).astype(np.float64)  # [C]
-    sums = np.bincount(index, weights=np.asarray(scores, np.float64))  # [C]
-    generator = np.random.default_rng(seed)
-    means = np.empty(NUM_RESAMPLES)
-    for resample in range(NUM_RESAMPLES):
-        drawn = generator.integers(0, len(names), len(names))  # [C]
-        means[resample] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    """95 % interval of the mean of scores from 0 to 100, drawing whole clusters (scenes)."""
+    return estimate(mean_of(scores, maximum=100.0), clusters, seed=seed).interval
 
 
 def failures_by_kind(results: Sequence[JudgedQuestion]) -> dict[str, int]:

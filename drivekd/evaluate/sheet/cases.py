@@ -14,7 +14,7 @@ from drivekd.evaluate.sheet.document import Answer, Case, Mark, MarkOf, Picture
 from drivekd.evaluate.sheet.scored import ScoredAnswer
 from drivekd.evaluate.sheet.thumbnails import Thumbnails
 from drivekd.sample import CAPABILITIES, Sample
-from drivekd.tags import CoordinateStyle, find_tags
+from drivekd.tags import find_tags
 
 NUM_CASES = 12  # of each kind
 AROUND = ("CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT")
@@ -54,12 +54,11 @@ def in_turns(ranked: Sequence[ScoredAnswer], most: int) -> list[ScoredAnswer]:
     return chosen
 
 
-def case_of(answers: Sequence[tuple[str, ScoredAnswer]], pictures: Thumbnails, style: CoordinateStyle) -> Case:
+def case_of(answers: Sequence[tuple[str, ScoredAnswer]], pictures: Thumbnails) -> Case:
     """One question with the answers of one or several models. answers: who, and what; all are to the same question."""
     sample = answers[0][1].sample
-    texts: list[tuple[MarkOf, str]] = [("question", sample.question), ("reference", sample.answer or "")]
-    texts += [("model", one.text) for _, one in answers]
-    shown = [_with_marks(picture, texts, style) for picture in pictures.of(sample.images, sample.cameras)]
+    texts = dict.fromkeys(named for _, one in answers for named in one.named)  # question and reference are the same for all
+    shown = [_with_marks(picture, list(texts)) for picture in pictures.of(sample.images, sample.cameras)]
     return Case(
         source=sample.source,
         where=_where(sample),
@@ -67,13 +66,9 @@ def case_of(answers: Sequence[tuple[str, ScoredAnswer]], pictures: Thumbnails, s
         topic=sample.topic,
         question=_cut(sample.question),
         reference=_cut(sample.answer or ""),
-        answers=tuple(Answer(who, _cut(one.text), one.verdict, _is_good(one.score)) for who, one in answers),
+        answers=tuple(Answer(who, _cut(one.text), one.verdict, one.is_good) for who, one in answers),
         pictures=tuple(sorted(shown, key=_place)),
     )
-
-
-def _is_good(score: float | None) -> bool | None:
-    return None if score is None else score >= 0.5
 
 
 def _where(sample: Sample) -> str:
@@ -92,12 +87,12 @@ def _place(picture: Picture) -> int:
     return AROUND.index(picture.camera) if picture.camera in AROUND else len(AROUND)
 
 
-def _with_marks(picture: Picture, texts: Sequence[tuple[MarkOf, str]], style: CoordinateStyle) -> Picture:
+def _with_marks(picture: Picture, texts: Sequence[tuple[MarkOf, str]]) -> Picture:
     """The tags of question, true answer and models' answers, on the picture of their camera."""
     marks = tuple(
         Mark(f"{tag.object_id} of the {of}", tag.x, tag.y, of)
         for of, text in texts
-        for tag in find_tags(text, style)
+        for tag in find_tags(text)
         if tag.camera == picture.camera
     )
     return replace(picture, marks=marks)

@@ -1,18 +1,19 @@
 """Two or more runs beside each other: `write_comparison`. The first is what the others are measured against.
 
 Compared are the questions that all of them answered and that have a score: choice and yes/no questions by accuracy, open ones
-with tags by the F1 of each. comparison.json holds the numbers, sheet.md and sheet.html show them.
+with tags by the F1 of each, other open ones by ROUGE_L. comparison.json holds the numbers, sheet.md and sheet.html show them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from drivekd.data.json_file import write_json
 from drivekd.errors import UsageError
+from drivekd.evaluate.predictions import IDENTITY_FILE
 from drivekd.evaluate.sheet.cases import case_of, in_turns
 from drivekd.evaluate.sheet.document import (
     Block,
@@ -30,21 +31,28 @@ from drivekd.evaluate.sheet.document import (
 from drivekd.evaluate.sheet.matching import Matched, match
 from drivekd.evaluate.sheet.paired import Paired, paired
 from drivekd.evaluate.sheet.reports import CLEAN, Reports, read_reports
-from drivekd.evaluate.sheet.scored import ScoredAnswer, ScoredFolder, read_scored
+from drivekd.evaluate.sheet.scored import Kind, ScoredAnswer, read_scored
 from drivekd.evaluate.sheet.sections import few_scenes
 from drivekd.evaluate.sheet.sheet import write_document
 from drivekd.evaluate.sheet.thumbnails import Thumbnails
 from drivekd.sample import CAPABILITIES
 
 NUMBERS = "comparison.json"
+KINDS: Mapping[Kind, str] = {
+    "closed": "Choice and yes/no questions: accuracy",
+    "structured": "Answers as JSON: share that states what the record does",
+    "tags": "Open questions with object tags: mean F1 of a question",
+    "words": "Other open questions: mean ROUGE_L",
+}
+HEADER = ("group", "pictures", "n", "first", "second", "difference", "95 % interval", "wins", "losses", "ties")
 NUM_CASES = 8  # of each kind and pair of runs
-Kind: TypeAlias = Literal["closed", "tags"]
 Pair: TypeAlias = tuple[ScoredAnswer, ScoredAnswer]
 
 
 @dataclass(frozen=True)
 class ComparedRow:
-    """One group of questions in two runs. kind: closed = accuracy, tags = F1. scope, capability, topic: as a report's rows."""
+    """One group of questions in two runs. kind: closed = accuracy, tags = F1, words = ROUGE_L. scope, capability, topic: as in
+    a report."""
 
     setting: str
     kind: Kind
@@ -75,22 +83,39 @@ class Comparison:
         return {"first": self.first, "second": self.second, "rows": rows}
 
 
-def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+@dataclass(frozen=True)
+class Compared:
+    """page: of the sheet that was written. tables: (title, header, rows), one for each run after the first."""
+
+    page: Path
+    tables: list[tuple[str, list[str], list[list[str]]]]
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Compared:
     """Compare the runs of evaluation folders with the first one; write comparison.json, sheet.md and sheet.html into `out`.
 
-    Returns the page's path. Raises UsageError for fewer than two folders, one that holds no finished evaluation, or runs that
-    share no question; DataError for a broken file.
+    Raises UsageError for fewer than two folders, one that holds no finished evaluation, runs that share no question, or an `out`
+    that is an evaluation itself; DataError for a broken file.
     """
     if len(folders) < 2:
         raise UsageError(f"a comparison needs two evaluation folders or more, found {len(folders)}")
-    reports, scored = [read_reports(folder) for folder in folders], [read_scored(folder) for folder in folders]
+    if (out / IDENTITY_FILE).exists():
+        raise UsageError(f"{out} is an evaluation's folder, whose own sheet would be lost; give a new --out")
+    reports = [read_reports(folder) for folder in folders]
+    scored = [read_scored(report.folder, structured=report.structured) for report in reports]
     names = _names(reports)
     matched = match([run.answers for run in scored])
     if not matched.questions:
         raise UsageError(f"{' and '.join(map(str, folders))} have no question in common; nothing can be compared")
     comparisons = [_compare(names[0], names[index], matched, index) for index in range(1, len(folders))]
     write_json(out / NUMBERS, {"runs": _facts(names, reports, matched), "comparisons": [one.to_json() for one in comparisons]})
-    return write_document(_document(names, reports, scored, matched, comparisons), out)
+    page = write_document(_document(names, reports, matched, comparisons), out)
+    return Compared(page, [_shown(one) for one in comparisons])
+
+
+def _shown(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
+    title = f"{comparison.second} (second) minus {comparison.first} (first)"
+    return title, list(HEADER), [list(_cells(row)) for row in comparison.rows if row.scope != "topic"]
 
 
 def _names(reports: Sequence[Reports]) -> list[str]:
@@ -117,7 +142,7 @@ def _facts(names: Sequence[str], reports: Sequence[Reports], matched: Matched) -
 
 def _compare(first: str, second: str, matched: Matched, index: int) -> Comparison:
     pairs = [(question[0], question[index]) for question in matched.questions]
-    pairs = [pair for pair in pairs if pair[0].score is not None and pair[1].score is not None]
+    pairs = [(a, b) for a, b in pairs if a.kind == b.kind and a.score is not None and b.score is not None]
     settings = sorted({a.setting for a, _ in pairs}, key=lambda name: (name != CLEAN, name))
     rows = [row for name in settings for row in _rows(name, _in(pairs, name), topics=name == settings[0])]
     main = _in(pairs, settings[0]) if settings else []
@@ -141,12 +166,8 @@ def _scores(pair: Pair) -> tuple[float, float]:
 def _rows(setting: str, pairs: Sequence[Pair], *, topics: bool) -> list[ComparedRow]:
     """Topics under the first setting alone: a table of them for every setting is read by nobody."""
     rows = []
-    kinds: tuple[tuple[Kind, Callable[[Pair], bool]], ...] = (
-        ("closed", lambda pair: pair[0].sample.answer_form != "open"),
-        ("tags", lambda pair: pair[0].sample.answer_form == "open"),
-    )
-    for kind, belongs in kinds:
-        group = [pair for pair in pairs if belongs(pair)]
+    for kind in KINDS:
+        group = [pair for pair in pairs if pair[0].kind == kind]
         if group:
             rows.append(ComparedRow(setting, kind, "all", "", "", _paired(group)))
         for capability in CAPABILITIES:
@@ -168,7 +189,6 @@ def _paired(pairs: Sequence[Pair]) -> Paired:
 def _document(
     names: Sequence[str],
     reports: Sequence[Reports],
-    scored: Sequence[ScoredFolder],
     matched: Matched,
     comparisons: Sequence[Comparison],
 ) -> Document:
@@ -176,7 +196,7 @@ def _document(
     parts: list[Section | None] = [_runs_section(names, reports, matched)]
     for comparison in comparisons:
         parts.append(_difference_section(comparison, len({question[0].cluster for question in matched.questions})))
-        parts += _case_sections(comparison, pictures, scored[0])
+        parts += _case_sections(comparison, pictures)
     title = f"Comparison with {names[0]}: {', '.join(names[1:])}"
     summary = f"{len(matched.questions)} answers of each run are to the same questions about the same pictures."
     return Document(title, summary, tuple(part for part in parts if part is not None))
@@ -204,25 +224,26 @@ def _difference_section(comparison: Comparison, scenes: int) -> Section | None:
     rows = [row for row in comparison.rows if row.setting == main]
     chart = Differences(
         "Difference of the shares right with 95 % intervals (paired, draws scenes); right of 0 the second is better",
-        tuple(_whisker(row) for row in rows if row.kind == "closed"),
+        tuple(_whisker(row) for row in rows if row.kind in ("closed", "structured")),
     )
-    header = ("group", "pictures", "n", "first", "second", "difference", "95 % interval", "wins", "losses", "ties")
-    closed = tuple(_cells(row) for row in comparison.rows if row.kind == "closed")
-    tags = tuple(_cells(row) for row in comparison.rows if row.kind == "tags")
     blocks: list[Block | None] = [
         _verdict(comparison),
         few_scenes(scenes),
         Note("Each interval is for itself: of twenty groups without any difference about one excludes 0 by chance."),
         chart if chart.rows else None,
-        Table("Choice and yes/no questions: accuracy", header, closed, labels=2) if closed else None,
-        Table("Object tags: mean F1 of a question", header, tags, labels=2) if tags else None,
+        *(_table(caption, comparison, kind) for kind, caption in KINDS.items()),
     ]
     return section(title, blocks)
 
 
+def _table(caption: str, comparison: Comparison, kind: Kind) -> Table | None:
+    rows = tuple(_cells(row) for row in comparison.rows if row.kind == kind)
+    return Table(caption, HEADER, rows, labels=2) if rows else None
+
+
 def _verdict(comparison: Comparison) -> Note:
     whole = comparison.rows[0]
-    asked = "choice and yes/no questions" if whole.kind == "closed" else "open questions with tags"
+    asked = {"closed": "choice and yes/no questions", "structured": "answers as JSON"}.get(whole.kind, "open questions")
     what = f"On all {whole.result.n} {asked} ({whole.setting})"
     how = "better" if whole.result.difference > 0 else "worse"
     if whole.result.is_decided:
@@ -250,12 +271,12 @@ def _cells(row: ComparedRow) -> tuple[str, ...]:
     )
 
 
-def _case_sections(comparison: Comparison, pictures: Thumbnails, scored: ScoredFolder) -> list[Section | None]:
+def _case_sections(comparison: Comparison, pictures: Thumbnails) -> list[Section | None]:
     def blocks(pairs: Sequence[Pair]) -> list[Block]:
         by_second = {id(pair[1]): pair for pair in pairs}
         chosen = in_turns(sorted((pair[1] for pair in pairs), key=lambda one: -one.surety), NUM_CASES)
         named = [by_second[id(one)] for one in chosen]
-        return [case_of([(comparison.first, a), (comparison.second, b)], pictures, scored.style) for a, b in named]
+        return [case_of([(comparison.first, a), (comparison.second, b)], pictures) for a, b in named]
 
     return [
         section(f"Where {comparison.second} is better", blocks(comparison.wins)),

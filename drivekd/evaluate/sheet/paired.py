@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUM_RESAMPLES = 2_000
+from drivekd.evaluate.metrics import paired_difference
+from drivekd.evaluate.metrics.measures import mean_of
 
 
 @dataclass(frozen=True)
@@ -44,30 +45,20 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[s
         first=float(a.mean()),
         second=float(b.mean()),
         difference=float(b.mean() - a.mean()),
-        interval=_interval(b - a, clusters, seed),
+        interval=_interval(first, second, clusters, seed),
         wins=int((b > a).sum()),
         losses=int((b < a).sum()),
         ties=int((b == a).sum()),
     )
 
 
-def _interval(
-    differences: np.ndarray[tuple[int], np.dtype[np.float64]], clusters: Sequence[str], seed: int
-) -> tuple[float, float]:
-    """95 % percentile interval. Where resampling would claim to be certain: all differences equal takes the exact binomial bound
-    over the C scenes, 1 - .025 ** (1 / C), to either side (Clopper and Pearson 1934); one scene says nothing, (-1, 1)."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if len(names) == 1:
-        return -1.0, 1.0
-    if np.all(differences == differences[0]):
-        room = 1.0 - 0.025 ** (1 / len(names))
-        return max(-1.0, float(differences[0]) - room), min(1.0, float(differences[0]) + room)
-    sizes = np.bincount(index).astype(np.float64)  # [C]
-    sums = np.bincount(index, weights=differences)  # [C]
-    generator = np.random.default_rng(seed)
-    means = np.empty(NUM_RESAMPLES)
-    for resample in range(NUM_RESAMPLES):
-        drawn = generator.integers(0, len(names), len(names))  # [C]
-        means[resample] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def _interval(first: Sequence[float], second: Sequence[float], clusters: Sequence[str], seed: int) -> tuple[float, float]:
+    """95 %. All differences equal over several scenes: resampling would be certain, or say nothing; the exact binomial bound over
+    the C scenes, 1 - .025 ** (1 / C), to either side says what C scenes can (Clopper and Pearson 1934)."""
+    differences = {b - a for a, b in zip(first, second, strict=True)}
+    scenes = len(set(clusters))
+    if len(differences) == 1 and scenes > 1:
+        (difference,) = differences
+        room = 1.0 - 0.025 ** (1 / scenes)
+        return max(-1.0, difference - room), min(1.0, difference + room)
+    return paired_difference(mean_of(first), mean_of(second), clusters, seed=seed).interval

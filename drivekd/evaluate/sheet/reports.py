@@ -16,11 +16,14 @@ CLEAN = "clean"
 
 @dataclass(frozen=True)
 class Reports:
-    """by_setting: the report of each picture setting, "clean" first. run: evaluation.json, empty for a folder without one."""
+    """by_setting: the report of each picture setting, "clean" first. run: evaluation.json; settings: what several picture
+    settings come to; metrics: metrics.json of `drivekd score`. Each is empty for a folder without it."""
 
     folder: Path
     by_setting: Mapping[str, Mapping[str, Any]]
     run: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    metrics: Mapping[str, Any]
 
     @property
     def main(self) -> Mapping[str, Any]:
@@ -31,6 +34,16 @@ class Reports:
     def main_setting(self) -> str:
         """Under which pictures `main` was asked."""
         return next(iter(self.by_setting))
+
+    @property
+    def structured(self) -> bool:
+        """Whether answers were asked as JSON under the schemas."""
+        return bool(self.run.get("is", {}).get("structured"))
+
+    @property
+    def questions(self) -> str:
+        """What the accuracy counts."""
+        return "answers as JSON" if self.structured else "choice and yes/no questions"
 
     @property
     def name(self) -> str:
@@ -49,6 +62,15 @@ def read_reports(folder: Path) -> Reports:
         found[str(report.get("images", CLEAN))] = report
     if not found:
         raise UsageError(f"{folder}: there is no report; give the --out folder of a `drivekd eval` that came to its end")
-    run = read_json(folder / IDENTITY_FILE) if (folder / IDENTITY_FILE).is_file() else {}
     ordered = sorted(found, key=lambda name: (name != CLEAN, name))
-    return Reports(folder, {name: found[name] for name in ordered}, run if isinstance(run, dict) else {})
+    metrics = _object(folder / "metrics.json")
+    settings = _object(folder / "settings.json") or metrics.get("settings") or {}
+    return Reports(folder, {name: found[name] for name in ordered}, _object(folder / IDENTITY_FILE), settings, metrics)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no such file. Raises DataError."""
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected an object, as `drivekd eval` and `drivekd score` write it")
+    return value

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from drivekd.answered import Answered
 from drivekd.errors import UsageError
-from drivekd.evaluate.metrics import match_tags
+from drivekd.evaluate.metrics import language, match_tags
 from drivekd.evaluate.predictions import answers_in
-from drivekd.evaluate.scoring import item_from_sample, parse_answer
+from drivekd.evaluate.scored import Scored, cluster, scored_from
+from drivekd.evaluate.scoring import why_not_scored
+from drivekd.evaluate.sheet.document import MarkOf
+from drivekd.evaluate.structured_scores import stated_key, true_key
 from drivekd.sample import Sample
-from drivekd.tags import CoordinateStyle, coordinate_style, find_tags, malformed_tags
+from drivekd.tags import CoordinateStyle, coordinate_style, normalize_tags
+
+Kind: TypeAlias = Literal["closed", "tags", "words", "structured", "none"]
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """score: 1 right, 0 wrong, of tags their F1; None where nothing tells. verdict: the same in words, with why. true, stated:
-    the letter, "yes" or "no" that is right and that the text states; None for an open question, or where it states none.
+    """kind: how it is scored. score: closed (choice, yes or no), structured (an answer as JSON): 1 right, 0 wrong; tags: their
+    F1; words: ROUGE_L; None where nothing tells. verdict: the same in words, with why. true, stated: the letter, "yes" or "no"
+    that is right and that the text states; None for an open question, or where it states none.
 
-    setting: what was done to the pictures. mean_logprob: None where nobody measured it.
+    setting: what was done to the pictures. mean_logprob: None where nobody measured it. named: the texts whose tags are marked on
+    pictures, tags normalised.
     """
 
     sample: Sample
     text: str
     setting: str
-    cut: bool
     mean_logprob: float | None
+    kind: Kind
     score: float | None
     verdict: str
     true: str | None
     stated: str | None
+    named: tuple[tuple[MarkOf, str], ...]
 
     @property
     def surety(self) -> float:
@@ -42,73 +51,99 @@ class ScoredAnswer:
     @property
     def cluster(self) -> str:
         """What is drawn together for intervals."""
-        return self.sample.scene or "|".join(map(str, self.sample.images)) or self.sample.source
+        return cluster(self.sample)
+
+    @property
+    def is_good(self) -> bool | None:
+        """Right, or most objects found; None where only words are compared."""
+        return None if self.score is None or self.kind == "words" else self.score >= 0.5
 
 
 @dataclass(frozen=True)
 class ScoredFolder:
-    """answers: in the order of the file. style: how all its tags are written."""
+    """answers: in the order of the file."""
 
     answers: tuple[ScoredAnswer, ...]
-    style: CoordinateStyle
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """Picture settings, "clean" first."""
-        return tuple(sorted({one.setting for one in self.answers}, key=lambda name: (name != "clean", name)))
 
     def of(self, setting: str) -> list[ScoredAnswer]:
         """The answers under one setting."""
         return [one for one in self.answers if one.setting == setting]
 
 
-def read_scored(folder: Path) -> ScoredFolder:
-    """The answers of a `drivekd eval`, of all its shards. Raises UsageError where there are none, DataError for a broken line."""
+def read_scored(folder: Path, *, structured: bool = False) -> ScoredFolder:
+    """The answers of a `drivekd eval`, of all its shards. structured: they are JSON under the schemas.
+
+    Raises UsageError where there are none, DataError for a broken line.
+    """
     answers = [line.answered for line in answers_in(folder)] if folder.is_dir() else []
     if not answers:
         raise UsageError(f"{folder}: holds no answers (predictions.jsonl); give the --out folder of a `drivekd eval`")
-    return scored_folder(answers)
+    return ScoredFolder(tuple(map(_structured, answers))) if structured else scored_folder(answers)
 
 
-def scored_folder(answers: Sequence[Answered]) -> ScoredFolder:
-    """Answers of one model, each with its verdict."""
-    style = coordinate_style(text for one in answers for text in (one.sample.question, one.sample.answer or ""))
-    return ScoredFolder(tuple(_scored(one, style) for one in answers), style)
-
-
-def _scored(answered: Answered, style: CoordinateStyle) -> ScoredAnswer:
-    given, cut = answered.given, answered.given.finish_reason == "length"
-    score, verdict, true, stated = _verdict(answered.sample, given.text, style)
-    return ScoredAnswer(
-        sample=answered.sample,
-        text=given.text,
-        setting=answered.setting,
-        cut=cut,
-        mean_logprob=given.mean_logprob,
-        score=score,
-        verdict=f"{verdict}; cut by its token budget" if cut else verdict,
-        true=true,
-        stated=stated,
+def _structured(one: Answered) -> ScoredAnswer:
+    """What an answer as JSON states beside what its record does, as the report counts it."""
+    right, stated = true_key(one.sample), stated_key(one.sample.capability, one.given.text)
+    if right is None:
+        return _unscored(one, "the record states nothing to compare with")
+    verdict = f"states {stated}, right is {right}" if stated is not None else f"states nothing; right is {right}"
+    return replace(
+        _unscored(one, "right" if stated == right else verdict),
+        kind="structured",
+        score=float(stated == right),
+        named=(("question", one.sample.question), ("reference", one.sample.answer or "")),
     )
 
 
-def _verdict(sample: Sample, text: str, style: CoordinateStyle) -> tuple[float | None, str, str | None, str | None]:
-    if sample.answer is None:
-        return None, "no reference", None, None
-    if sample.answer_form != "open":
-        item = item_from_sample(sample)
-        stated = parse_answer(text, sample)
-        if stated is None:
-            return 0.0, f"states no answer; right is {item.answer}", item.answer, None
-        right = stated == item.answer
-        return float(right), "right" if right else f"says {stated}, right is {item.answer}", item.answer, stated
-    true = find_tags(sample.answer, style)
-    if not true:
-        return None, "open answer", None, None
-    counts = match_tags(find_tags(text, style), true)
-    broken = len(malformed_tags(text, style))
-    words = f"{counts.matched} of {counts.true} objects found, {counts.predicted - counts.matched} named that are not there"
-    return counts.f1, words + (f", {broken} malformed tags" if broken else ""), None, None
+def scored_folder(answers: Sequence[Answered]) -> ScoredFolder:
+    """Answers of one model, each with its verdict; those that nothing can score have why."""
+    why_not = [why_not_scored(one.sample) for one in answers]
+    scored = iter(scored_from([one for one, why in zip(answers, why_not, strict=True) if why is None]))
+    readings = [next(scored) if why is None else None for why in why_not]
+    style = coordinate_style(text for one in answers for text in (one.sample.question, one.sample.answer or ""))
+    return ScoredFolder(
+        tuple(
+            _unscored(one, why or "") if reading is None else _with_verdict(one, reading, style)
+            for one, why, reading in zip(answers, why_not, readings, strict=True)
+        )
+    )
+
+
+def _unscored(one: Answered, why: str) -> ScoredAnswer:
+    return ScoredAnswer(one.sample, one.given.text, one.setting, one.given.mean_logprob, "none", None, why, None, None, ())
+
+
+def _with_verdict(one: Answered, reading: Scored, style: CoordinateStyle) -> ScoredAnswer:
+    kind, score, verdict = _verdict(reading)
+    question = normalize_tags(one.sample.question, style)
+    return ScoredAnswer(
+        sample=one.sample,
+        text=one.given.text,
+        setting=one.setting,
+        mean_logprob=one.given.mean_logprob,
+        kind=kind,
+        score=score,
+        verdict=f"{verdict}; cut by its token budget" if one.given.finish_reason == "length" else verdict,
+        true=reading.item.answer if reading.item else None,
+        stated=reading.parsed,
+        named=(("question", question), ("reference", reading.answer), ("model", reading.text)),
+    )
+
+
+def _verdict(reading: Scored) -> tuple[Kind, float | None, str]:
+    if reading.item is not None:
+        right = reading.item.answer
+        if reading.parsed is None:
+            return "closed", 0.0, f"states no answer; right is {right}"
+        return "closed", float(reading.correct), "right" if reading.correct else f"says {reading.parsed}, right is {right}"
+    if reading.true_tags:
+        counts = match_tags(reading.predicted_tags, reading.true_tags)
+        words = f"{counts.matched} of {counts.true} objects found, {counts.predicted - counts.matched} named that are not there"
+        return "tags", counts.f1, words + (f", {reading.malformed} malformed tags" if reading.malformed else "")
+    if not language.is_available():
+        return "none", None, "open answer"
+    likeness = float(language.compare([reading.text], [reading.answer]).rouge_l[0])
+    return "words", likeness, f"ROUGE_L {likeness:.3f}"
 
 
 def confusion_counts(

@@ -11,7 +11,6 @@ from drivekd.evaluate.corruptions import GROUPS
 from drivekd.evaluate.sheet.document import (
     Block,
     Confusion,
-    Facts,
     Heat,
     Note,
     Section,
@@ -24,30 +23,12 @@ from drivekd.evaluate.sheet.document import (
 )
 from drivekd.evaluate.sheet.reports import CLEAN, Reports
 from drivekd.evaluate.sheet.scored import ScoredAnswer, confusion_counts
+from drivekd.evaluate.sheet.upstream_section import grounding_table, groups_blocks
 from drivekd.sample import CAPABILITIES
 
 NO_IMAGE = "NoImage"
 FEW_SCENES = 10
 MOST_CLASSES = 10  # of a confusion table; more are no picture any more
-
-
-def run_section(reports: Reports) -> Section | None:
-    """What was asked of whom, with which versions."""
-    told, decided, main = reports.run.get("told", {}), reports.run.get("is", {}), reports.main
-    facts = {
-        "model": main.get("answerer"),
-        "digest": main.get("digest"),
-        "data": told.get("data"),
-        "data digest": decided.get("data"),
-        "pictures": ", ".join(reports.by_setting),
-        "begun": told.get("began"),
-        "token budget": decided.get("max_new_tokens"),
-        "precision": decided.get("precision") or decided.get("backend"),
-        "seed, resamples": f"{main.get('seed')}, {main.get('resamples')}",
-        "versions": ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items()),
-    }
-    rows = tuple((name, str(value)) for name, value in facts.items() if value not in (None, ""))
-    return section("What was evaluated", [Facts(rows)])
 
 
 def few_scenes(scenes: int) -> Note | None:
@@ -63,12 +44,12 @@ def accuracy_section(reports: Reports, scenes: int) -> Section | None:
     if not rows:
         return None
     on = "" if reports.main_setting == CLEAN else f", pictures: {reports.main_setting}"
-    caption = f"Accuracy of choice and yes/no questions with 95 % intervals that draw scenes{on}"
+    caption = f"Accuracy of {reports.questions} with 95 % intervals that draw scenes{on}"
     chart = Whiskers(caption, tuple(_whisker(row) for row in rows))
     header = ("group", "n", "accuracy", "95 % interval", "majority", "random", "balanced yes/no", "unparsed", "schema")
     cells = tuple(
         (
-            ("  " if row["scope"] == "topic" else "") + _label(row),
+            ("  " if row["scope"] == "topic" else "") + label_of(row),
             str(row["n"]),
             share(row["accuracy"]),
             interval_text(tuple(row["interval"])),
@@ -84,19 +65,20 @@ def accuracy_section(reports: Reports, scenes: int) -> Section | None:
     return section("By capability", [chart, Table("The same in numbers", header, cells), *notes])
 
 
-def _label(row: Mapping[str, Any]) -> str:
+def label_of(row: Mapping[str, Any]) -> str:
+    """What a row of a report is about, for people."""
     return str({"all": "all", "capability": row["capability"]}.get(row["scope"], row["topic"] or "(no topic)"))
 
 
 def _whisker(row: Mapping[str, Any]) -> Whisker:
     low, high = row["interval"]
     level = 1 if row["scope"] == "topic" else 0
-    return Whisker(_label(row), row["n"], row["accuracy"], (low, high), row["majority"], row["random"], level)
+    return Whisker(label_of(row), row["n"], row["accuracy"], (low, high), row["majority"], row["random"], level)
 
 
 def _not_beyond(rows: Sequence[Mapping[str, Any]]) -> Note | None:
     """The first question of a reader: is this more than saying the most common answer?"""
-    weak = [_label(row) for row in rows if row["scope"] != "all" and row["interval"][0] <= row["majority"]]
+    weak = [label_of(row) for row in rows if row["scope"] != "all" and row["interval"][0] <= row["majority"]]
     if not weak:
         return Note("Every group's whole interval lies above its most common answer.")
     return Note(f"Not shown to be better than the most common answer: {', '.join(weak)}.", warning=True)
@@ -128,6 +110,9 @@ def settings_section(reports: Reports) -> Section | None:
             if _of(clean, name) is not None and _of(reports.by_setting[NO_IMAGE], name) is not None
         ]
         blocks.append(Note(f"Clean minus NoImage, what the model gains by looking: {', '.join(worth)}."))
+    if reports.settings:
+        grounding = grounding_table(reports.settings)
+        blocks += [*([grounding] if grounding is not None else []), *groups_blocks(reports.settings)]
     return section("By picture setting", blocks)
 
 

@@ -12,10 +12,13 @@ from drivekd.evaluate.sheet.cases import case_of, worst_and_best
 from drivekd.evaluate.sheet.document import Block, Document, Note, Section, section
 from drivekd.evaluate.sheet.judge_section import judge_section
 from drivekd.evaluate.sheet.markdown import markdown_from_document
+from drivekd.evaluate.sheet.metrics_section import metrics_section
 from drivekd.evaluate.sheet.page import page_from_document
 from drivekd.evaluate.sheet.reports import Reports, read_reports
-from drivekd.evaluate.sheet.scored import ScoredAnswer, ScoredFolder, read_scored
+from drivekd.evaluate.sheet.run_section import overlap_section, run_section
+from drivekd.evaluate.sheet.scored import ScoredAnswer, read_scored
 from drivekd.evaluate.sheet.thumbnails import Thumbnails
+from drivekd.evaluate.sheet.upstream_section import compat_section, nuscenes_section
 
 MARKDOWN, PAGE = "sheet.md", "sheet.html"
 
@@ -37,17 +40,21 @@ def write_document(document: Document, folder: Path) -> Path:
 
 def sheet_of(folder: Path) -> Document:
     """The sheet before it is drawn. Raises as write_sheet."""
-    reports, scored = read_reports(folder), read_scored(folder)
+    reports = read_reports(folder)
+    scored = read_scored(folder, structured=reports.structured)
     answers = scored.of(reports.main_setting)
     parts = [
-        sections.run_section(reports),
+        run_section(reports),
         sections.accuracy_section(reports, len({one.cluster for one in answers})),
         sections.settings_section(reports),
         sections.confusion_section(answers),
-        sections.tags_section(reports),
+        overlap_section(reports),
+        metrics_section(reports) or sections.tags_section(reports),
+        nuscenes_section(reports),
+        compat_section(reports),
         calibration_section(folder, str(reports.main.get("digest"))),
         judge_section(folder),
-        *case_sections(answers, scored),
+        *case_sections(answers),
     ]
     there = tuple(part for part in parts if part is not None)
     return Document(f"Score sheet: {reports.name}", _summary(reports), there)
@@ -59,13 +66,13 @@ def _summary(reports: Reports) -> str:
         return "No choice or yes/no question was asked."
     low, high = everything["interval"]
     return (
-        f"{everything['n']} choice and yes/no questions: accuracy {everything['accuracy']:.3f} "
+        f"{everything['n']} {reports.questions}: accuracy {everything['accuracy']:.3f} "
         f"(95 % interval {low:.3f}-{high:.3f}); the most common answer gets {everything['majority']:.3f}, "
         f"a random guess {everything['random']:.3f}."
     )
 
 
-def case_sections(answers: Sequence[ScoredAnswer], scored: ScoredFolder) -> list[Section | None]:
+def case_sections(answers: Sequence[ScoredAnswer]) -> list[Section | None]:
     """The worst and the best single answers, with pictures."""
     worst, best = worst_and_best(answers)
     pictures = Thumbnails()
@@ -77,9 +84,9 @@ def case_sections(answers: Sequence[ScoredAnswer], scored: ScoredFolder) -> list
         if not chosen:
             return []
         words = " ".join(text for text in (what, ring, note) if text)
-        return [Note(words), *(case_of([("answer", one)], pictures, scored.style) for one in chosen)]
+        return [Note(words), *(case_of([("answer", one)], pictures) for one in chosen)]
 
     return [
         section("Worst answers", blocks(worst, "Wrong ones, the surest first where that is known, in turns by topic.")),
-        section("Best answers", blocks(best, "Right ones, in the same order.")),
+        section("Best answers", blocks(best, "The best ones, in the same order.")),
     ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_fixtures import Run
 from scored_evaluation import Model, evaluation, right_in, samples, write_lines
 
 from drivekd.errors import UsageError
@@ -99,6 +100,18 @@ def test_tags_are_compared_by_their_f1_and_apart_from_accuracy(tmp_path: Path) -
     assert 0.8 < tags["interval"][0] < 1.0  # 24 scenes are not all scenes
 
 
+def test_words_are_compared_apart_from_what_is_right_or_wrong(tmp_path: Path) -> None:
+    asked = [replace(one, answer="Slow down and stop.") for one in samples(tmp_path, 12) if one.topic == "objects"]
+    folders = [
+        evaluation(tmp_path / name, asked, right_in(share, wrong="Slow on."), name=name)
+        for name, share in (("a", 0.0), ("b", 1.0))
+    ]
+    (whole, *_) = compared(folders, tmp_path / "out")["comparisons"][0]["rows"]
+    assert (whole["kind"], whole["result"]["second"], whole["result"]["wins"]) == ("words", 1.0, 12)
+    assert 0 < whole["result"]["first"] < 0.6
+    assert "Other open questions: mean ROUGE" in (tmp_path / "out" / "sheet.md").read_text(encoding="utf-8")
+
+
 def test_several_runs_are_each_measured_against_the_first(tmp_path: Path) -> None:
     result = compared(runs(tmp_path, right_in(0.5), right_in(0.9), right_in(0.1)), tmp_path / "out")
     assert [(one["first"], one["second"]) for one in result["comparisons"]] == [
@@ -106,6 +119,20 @@ def test_several_runs_are_each_measured_against_the_first(tmp_path: Path) -> Non
         ("run0/final", "run2/final"),
     ]
     assert first_row(result, 0)["difference"] > 0 > first_row(result, 1)["difference"]
+
+
+def test_the_command_compares_folders_and_scores_one(tmp_path: Path, run: Run) -> None:
+    first, second = map(str, runs(tmp_path, right_in(0.3), right_in(0.9), scenes=4))
+    code, out, err = run("score", first, second, "--out", str(tmp_path / "out"))
+    assert code == 0, err
+    assert "run1/final (second) minus run0/final (first)" in out and "planning" in out
+    assert str(tmp_path / "out" / "sheet.html") in err
+    code, _, err = run("score", first, second, "--out", str(tmp_path / "out"), "--data", "x.json")
+    assert code == 2 and "--data, --compat, --reference, --image-root are for one" in err
+    code, _, err = run("score", first, "--out", str(tmp_path / "out2"))
+    assert code == 2 and "--data is missing" in err
+    code, _, err = run("score", first, second, "--out", first)
+    assert code == 2 and "is an evaluation's folder, whose own sheet would be lost" in err
 
 
 def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:

@@ -255,3 +255,10 @@ def test_tags_are_marked_on_their_cameras_picture(tmp_path: Path) -> None:
     assert marks["CAM_FRONT"] == (d.Mark("c1 of the reference", 0.1, 0.5, "reference"),)
     assert marks["CAM_FRONT_LEFT"] == (d.Mark("c1 of the model", 0.5, 0.25, "model"),)
     assert case.answers[0].verdict == "0 of 1 objects found, 2 named that are not there"
+
+
+def test_a_model_that_writes_pixels_is_marked_at_the_same_places(tmp_path: Path) -> None:
+    asked = [one for one in samples(tmp_path, 3) if one.topic == "objects"]
+    folder = evaluation(tmp_path / "eval", asked, lambda *_: "A van, <c1,CAM_FRONT,800,450>.")
+    (*_, case) = [block for block in rows_of(sheet_of(folder)) if isinstance(block, d.Case)]
+    assert d.Mark("c1 of the model", 0.5, 0.5, "model") in case.pictures[1].marks

@@ -19,6 +19,7 @@ from drivekd.evaluate.sheet import document as d
 from drivekd.evaluate.sheet.cases import in_turns, worst_and_best
 from drivekd.evaluate.sheet.scored import ScoredAnswer, confusion_counts, scored_folder
 from drivekd.evaluate.sheet.sheet import sheet_of, write_sheet
+from drivekd.evaluate.structured_scores import structured_report
 from drivekd.sample import CAMERAS, Sample
 
 
@@ -160,6 +161,164 @@ def test_a_verdict_says_why(tmp_path: Path) -> None:
         assert (one.verdict, one.score) == (verdict, pytest.approx(score))
     (cut,) = scored_folder([Answered(asked["signal"], Given("B", "length"))]).answers
     assert cut.verdict == "says B, right is A; cut by its token budget"
+
+
+def test_other_open_answers_are_as_good_as_their_words(tmp_path: Path) -> None:
+    asked = next(one for one in samples(tmp_path, 1) if one.topic == "objects")
+    asked = replace(asked, topic="words", answer="It should slow down and then stop.")
+    same, other = scored_folder(
+        [Answered(asked, Given("it should slow down and then stop")), Answered(asked, Given("A van."))]
+    ).answers
+    assert (same.kind, same.score, same.verdict, same.is_good) == ("words", 1.0, "ROUGE_L 1.000", None)
+    assert (other.kind, other.score) == ("words", 0.0)
+
+
+def test_what_nothing_can_score_says_why(tmp_path: Path) -> None:
+    signal, *_ = samples(tmp_path, 1)
+    records = [replace(signal, answer=None), replace(signal, answer="A, C"), signal]
+    unlabelled, several, right = scored_folder([Answered(one, Given("A")) for one in records]).answers
+    assert (unlabelled.kind, unlabelled.score, unlabelled.verdict) == ("none", None, "without an answer to score against")
+    assert several.score is None and "does not state one offered letter" in several.verdict
+    assert right.score == 1.0
+
+
+def test_answers_as_json_are_right_as_their_report_counts_them(tmp_path: Path) -> None:
+    rest = {"reason": None, "probability": None, "complete": True}
+    stop, go = (json.dumps({"actions": [action], **rest}) for action in ("stop", "accelerate"))
+    way = next(one for one in samples(tmp_path, 1) if one.topic == "way")
+    asked = [replace(way, structured=stop, scene=f"s{number}") for number in range(3)]
+    texts = iter([stop, go, "{}"])
+    folder = evaluation(tmp_path / "eval", asked, lambda *_: next(texts))
+    identity = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    identity["is"]["structured"] = True
+    (folder / "evaluation.json").write_text(json.dumps(identity), encoding="utf-8")
+    answered = [line.answered for line in answers_in(folder)]
+    report = structured_report(answered, answerer="m", digest="sha256:0", not_asked={}, seed=0)
+    (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
+    document = sheet_of(folder)
+    assert document.summary.startswith("3 answers as JSON: accuracy 0.333")
+    cases = [
+        block for title in ("Worst answers", "Best answers") for block in blocks(document, title) if isinstance(block, d.Case)
+    ]
+    assert sorted(case.answers[0].verdict for case in cases) == [
+        *("right", "states accelerate, right is stop", "states nothing; right is stop")
+    ]
+    assert "What is taken for what" not in titles(document)
+
+
+# --- what a report may have besides ------------------------------------------------------------------------------------
+
+
+def with_report(folder: Path, **fields: object) -> Path:
+    """The same evaluation with other fields in its report."""
+    path = folder / "report.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}), encoding="utf-8")
+    return folder
+
+
+def test_what_was_not_asked_cut_or_not_computed_is_told(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6))
+    with_report(
+        folder, not_asked={"without an answer": 7, "none of these": 0}, truncated={"planning": 3}, missing={"language": "needs x"}
+    )
+    _, *notes = blocks(sheet_of(folder), "What was evaluated")
+    assert notes == [
+        d.Note("7 records were not asked: without an answer."),
+        d.Note("Answers that the token budget cut (clean): planning 3.", warning=True),
+        d.Note("Not computed: language (needs x)."),
+    ]
+
+
+def test_metrics_stand_by_family_and_capability(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6))
+    metric = {"capability": "perception", "n": 4, "value": 0.5, "interval": [0.25, 0.75]}
+    rows = [
+        {**metric, "metric": "accuracy"},
+        {**metric, "metric": "rouge_l"},
+        {**metric, "metric": "tag_f1"},
+        {**metric, "metric": "tag_f1", "capability": "planning", "value": 0.125},
+        {**metric, "metric": "words", "capability": "", "value": 12.5, "interval": [3.0, None]},
+    ]
+    with_report(folder, metrics=rows, implementations={"language": "some package 1.2"})
+    language, tags, form, note = blocks(sheet_of(folder), "Open answers")
+    assert isinstance(language, d.Table) and isinstance(tags, d.Table) and isinstance(form, d.Table)
+    assert language.rows == (("rouge_l", "0.500", "0.250-0.750", "4"),)
+    assert tags.header == ("metric", "perception", "95 % interval", "n", "planning", "95 % interval", "n")
+    assert tags.rows == (("tag_f1", "0.500", "0.250-0.750", "4", "0.125", "0.250-0.750", "4"),)
+    assert form.rows == (("words", "12.500", "-", "4"),)
+    assert note == d.Note("Language: some package 1.2.")
+    assert "Object tags" not in titles(sheet_of(folder))
+
+
+def test_scores_without_what_was_trained_on(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6))
+    assert "Training data" not in titles(sheet_of(folder))
+    scores = json.loads((folder / "report.json").read_text(encoding="utf-8"))["scores"]
+    fewer = [{**row, "n": 1, "accuracy": 0.125} for row in scores[:2]]
+    overlap = {"against": "data/train.json", "n": 6, "marked": 4, "scores": fewer, "metrics": []}
+    note, table = blocks(sheet_of(with_report(folder, overlap=overlap)), "Training data")
+    assert isinstance(note, d.Note) and note.warning and note.text.startswith("4 of 6 answers are about")
+    assert isinstance(table, d.Table)
+    assert [(row[0], row[1], row[2], row[4]) for row in table.rows] == [
+        ("all", "1", "0.125", f"{scores[0]['accuracy']:.3f}"),
+        ("perception", "1", "0.125", f"{scores[1]['accuracy']:.3f}"),
+    ]
+    (none,) = blocks(sheet_of(with_report(folder, overlap={**overlap, "marked": 0, "scores": []})), "Training data")
+    assert isinstance(none, d.Note) and none.text.startswith("None of 6 answers")
+
+
+def settings_file(grounding: object) -> dict[str, object]:
+    rows = [{"pictures": "weather (1 of 5)", "group": "weather", "values": [0.5, None, 0.25, None]}]
+    paper = {"what": "marks of a model, no accuracy", "rows": [["Some model", 45.56, 41.02, 51.94, 46.17]]}
+    columns = ["perception", "reasoning", "planning", "avg"]
+    return {"metric": "accuracy of some", "columns": columns, "rows": rows, "grounding": grounding, "paper": paper}
+
+
+def test_what_the_pictures_are_worth_has_its_interval_and_the_paper_its_own_table(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6), settings=["clean", "NoImage"])
+    row = {
+        "metric": "accuracy",
+        "capability": "",
+        "n": 6,
+        "first": 0.25,
+        "second": 0.75,
+        "difference": 0.5,
+        "interval": [0.125, None],
+    }
+    (folder / "settings.json").write_text(json.dumps(settings_file({"rows": [row]})), encoding="utf-8")
+    grounding, groups, paper = blocks(sheet_of(folder), "By picture setting")[-3:]
+    assert isinstance(grounding, d.Table) and isinstance(groups, d.Table) and isinstance(paper, d.Table)
+    assert grounding.rows == (("accuracy", "all", "6", "0.250", "0.750", "+0.500", "-"),)
+    assert groups.rows == (("weather (1 of 5)", "0.500", "-", "0.250", "-"),)
+    assert (paper.caption, paper.separate) == ("Marks of a model, no accuracy", 1)
+    assert paper.rows == (("Some model", "45.56", "41.02", "51.94", "46.17"),)
+    (folder / "settings.json").write_text(json.dumps(settings_file(None)), encoding="utf-8")
+    assert len([block for block in blocks(sheet_of(folder), "By picture setting") if isinstance(block, d.Table)]) == 2
+
+
+def test_upstreams_rules_and_nuscenes_qa_have_tables_of_their_own(tmp_path: Path) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6))
+    assert not {"Upstream's own rules", "NuScenes-QA"} & set(titles(sheet_of(folder)))
+    exact = {"type": "exist", "hop": None, "n": 3, "accuracy": 0.5, "interval": [0.0, 1.0]}
+    with_report(folder, nuscenes_qa=[exact])
+    upstream = {"n": {"accuracy": 3, "language": 2, "match": 1}, "accuracy": 0.25, "language": None, "f1": 0.5, "gated": 4}
+    drivelm = {"upstream": {**upstream, "why_null": "needs a judge"}, "ours": {"accuracy": 0.75, "tag_f1": None}}
+    rows = [{"capability": "", "n": 5, "upstream": 0.2, "ours": 0.8, "differ": 3}]
+    metrics = {"compat": {"clean": {"drivelm": drivelm, "drivebench": rows}}}
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (qa,) = blocks(sheet_of(folder), "NuScenes-QA")
+    assert isinstance(qa, d.Table) and qa.rows == (("exist", "all", "3", "0.500", "0.000-1.000"),)
+    bench, lm, gated, missing = blocks(sheet_of(folder), "Upstream's own rules")
+    assert isinstance(bench, d.Table) and bench.separate == 3 and bench.rows == (("all", "5", "0.800", "0.200", "3"),)
+    assert isinstance(lm, d.Table) and lm.separate == 3
+    assert lm.rows[0] == ("accuracy (tag 0)", "3", "0.750", "0.250") and lm.rows[2] == (
+        "match, F1 half (tag 3)",
+        "1",
+        "-",
+        "0.500",
+    )
+    assert isinstance(gated, d.Note) and gated.text.startswith("4 questions")
+    assert missing == d.Note("Match and the final score: needs a judge.")
 
 
 # --- confidence -----------------------------------------------------------------------------------------------------
