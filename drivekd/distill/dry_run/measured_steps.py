@@ -31,6 +31,7 @@ from drivekd.distill.teachers.features import ImageFeatures
 from drivekd.distill.training.checkpoint import Validations, write_student
 from drivekd.distill.training.gradients import GradientRows
 from drivekd.distill.training.optimizer import is_scale
+from drivekd.distill.training.resume import input_files
 from drivekd.distill.training.trainer import Trainer
 from drivekd.files import file_digest
 from drivekd.log import ProgressLine
@@ -145,17 +146,21 @@ class Measurement:
                 rate_s = self._write_rate(place)
                 final_s = expected.final_bytes * rate_s
                 return FileCosts(expected.checkpoint_bytes, expected.checkpoint_bytes * rate_s, expected.final_bytes, final_s)
-            checkpoint_s = self._timed(lambda: self._trainer.save(place, {}, Validations()))
+            checkpoint_s = self._timed(lambda: self._trainer.save(place, self._inputs(), Validations()))
             final_s = self._timed(lambda: self._write_final(place / "final"))
             checkpoint = place / f"step-{self._trainer.steps_done}"
             sizes = (_bytes_in(checkpoint), _bytes_in(place / "final")) if self._trainer.parallel.is_main else (0, 0)
             return FileCosts(sizes[0], checkpoint_s, sizes[1], final_s)
 
     def _write_final(self, directory: Path) -> None:
-        student = self._trainer.saved_student()
+        student = self._trainer.saved_student(self._inputs())
         if self._trainer.parallel.is_main:
             directory.mkdir()
             write_student(directory, student)
+
+    def _inputs(self) -> dict[str, str]:
+        """As long as the run's own digests, and none."""
+        return dict.fromkeys(input_files(self._trainer.config), "0" * 64)
 
     def _write_rate(self, place: Path) -> float:
         """Seconds a byte, its digest included."""
