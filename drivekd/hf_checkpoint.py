@@ -15,6 +15,7 @@ contract.json             what drivekd's training promised (drivekd/contract.py)
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from .processor import INTERNVL, QWEN2_5_VL, Processor, parse_tokenizer, prompt_
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # as peft names them
 INTERNVL_CHAT = "internvl_chat"  # InternVL's original layout; read as INTERNVL
 CAMERA_FILE = "camera.json"
+RUN_CONFIG = "config.yaml"  # which drivekd writes into final/ and best/
+_RUN = re.compile(r"(?ms)^student:.*^training:")
 DEFAULT_CAMERA_SIZE_PX = (588, 336)  # width, height: 12 x 21 = 252 tokens, about InternVL's 256, at a camera's 16:9
 _PROCESSOR_FILES = (
     "tokenizer_config.json",
@@ -77,8 +80,14 @@ class CheckpointFiles:
 
     @cached_property
     def contract(self) -> Contract | None:
-        """What training promised; None where there is no contract.json. Raises CheckpointError."""
-        return read_contract(self.path)
+        """What training promised; None in what other tools made. Raises CheckpointError: damaged, or lost from a drivekd run."""
+        found = read_contract(self.path)
+        if found is None and self.has(RUN_CONFIG) and _RUN.search(_read_text(self.path / RUN_CONFIG)):
+            raise CheckpointError(
+                f"{self.path / RUN_CONFIG} says that drivekd trained this, but {CONTRACT_FILE} is missing: cameras, tile and "
+                "lengths of answers are unknown. Copy it from the run, or train again; without both files it is taken as it is"
+            )
+        return found
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -22,10 +22,16 @@ from transformers import PreTrainedModel
 from drivekd.contract import Contract
 from drivekd.errors import CheckpointError
 from drivekd.files import TRACES_FILE, file_digest, weight_files
-from drivekd.hf_checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Checkpoint, CheckpointFiles, refuse_adapter_beside_weights
+from drivekd.hf_checkpoint import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RUN_CONFIG,
+    Checkpoint,
+    CheckpointFiles,
+    refuse_adapter_beside_weights,
+)
 from drivekd.models import load_model
 
-RUN_CONFIG = "config.yaml"
 LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md")
 
 

@@ -122,6 +122,16 @@ def test_a_checkpoint_shows_its_contract_and_keeps_to_it(bound: Path, tiny_run: 
     assert Checkpoint.open(tiny_run.student).contract is None
 
 
+def test_a_contract_that_a_run_has_lost_is_missed(bound: Path) -> None:
+    (bound / CONTRACT_FILE).unlink()
+    assert Checkpoint.open(bound).contract is None
+    (bound / "config.yaml").write_text("student:\n  checkpoint: x\ndata: {}\ntraining:\n  steps: 3\n")
+    with pytest.raises(CheckpointError, match=rf"config\.yaml says that drivekd trained this, but {CONTRACT_FILE} is missing"):
+        Checkpoint.open(bound)
+    (bound / "config.yaml").write_text("model: of another tool\n")
+    assert Checkpoint.open(bound).contract is None
+
+
 @pytest.mark.parametrize(
     ("field", "value", "other_side"),
     [

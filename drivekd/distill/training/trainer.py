@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from drivekd.config import RunConfig
 from drivekd.data.batch import Batch
 from drivekd.data.packs import Pack, PackStream, frame_packs, micro_batches, single_packs
-from drivekd.data.traces import Traces
+from drivekd.data.traces import Traces, traces_of
 from drivekd.distill.reconcile import Reconciler, ReconcileRecord, ReconcileSettings, merge_records
 from drivekd.distill.rows import Rows, row_shares, rows_for, sample_mixing
 from drivekd.distill.teachers.caches import Caches, cache_size, fill
@@ -350,7 +350,8 @@ class Trainer:
         scales, forms = dict[str, Tensor](), dict[str, WeightForm]()
         if self.rounding is not None:
             scales, forms = self.rounding.scales(trained, self.names, self.device), self.rounding.forms
-        promises = with_data(self.contract, inputs or {}), self._traces
+        traces = self._traces if self.parallel.is_main else traces_of([])  # pictures are read for them: once
+        promises = with_data(self.contract, inputs or {}), traces
         return SavedStudent(self.student, trained, self.checkpoint, self.config.student, *promises, scales, forms)
 
     @cached_property

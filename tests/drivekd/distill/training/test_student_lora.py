@@ -259,6 +259,8 @@ def test_final_is_merged_and_its_adapter_says_the_same(
     assert sorted(path.name for path in (summary.final / "adapter").iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "contract.json",
+        "data_traces.safetensors",
     ]
     assert not any("lora" in name for name in load_file(summary.final / "model.safetensors"))
     theirs = adapted.merge_and_unload().state_dict()
@@ -268,7 +270,9 @@ def test_final_is_merged_and_its_adapter_says_the_same(
 def test_checkpoints_hold_what_trains_alone(tiny_run: TinyRun, lora_overrides: tuple[str, ...], tmp_path: Path) -> None:
     train(tiny_run.config(*lora_overrides), tmp_path / "run")
     step = tmp_path / "run" / "checkpoints" / "step-4"
-    assert sorted(path.name for path in step.iterdir()) == ["optimizer.safetensors", "trained.safetensors", "training_state.json"]
+    promises = ["contract.json", "data_traces.safetensors"]
+    ours = [*promises, "optimizer.safetensors", "trained.safetensors", "training_state.json"]
+    assert sorted(path.name for path in step.iterdir()) == ours
     assert all(".lora_" in name for name in load_file(step / "trained.safetensors"))
 
 
