@@ -85,20 +85,14 @@ def two_steps(trainer: Trainer) -> tuple[list[dict[str, float]], Tensor]:
 
 
 def test_a_cache_of_other_tiles_is_not_read(tiny_run: TinyRun, tmp_path: Path) -> None:
-    """Without a cache, filling one, and from it: the same steps to the bit; and one cache folder holds both grids apart."""
-    settings = (FROZEN, f"data.tiles={TILES}")
+    """One folder for two grids of as many tiles, whose prompts are the same: each gives the steps of no cache, to the bit."""
     caching = f"cache.directory={tmp_path / 'cache'}"
-    plain = two_steps(start_trainer(tiny_run, FROZEN))
-    two_steps(start_trainer(tiny_run, FROZEN, caching))  # one tile, in the same folder
-    expected = two_steps(start_trainer(tiny_run, *settings))
-    for _ in range(2):
-        losses, directions = two_steps(start_trainer(tiny_run, *settings, caching))
-        assert losses == expected[0]
-        assert torch.equal(directions, expected[1])
-    assert plain[0] != expected[0]
-    losses, directions = two_steps(start_trainer(tiny_run, FROZEN, caching))
-    assert losses == plain[0]
-    assert torch.equal(directions, plain[1])
+    expected = {tiles: two_steps(start_trainer(tiny_run, FROZEN, f"data.tiles={tiles}")) for tiles in ("2x1", "1x2")}
+    assert expected["2x1"][0] != expected["1x2"][0]
+    for tiles in ("2x1", "1x2", "2x1"):  # filled, beside the first, and read
+        losses, directions = two_steps(start_trainer(tiny_run, FROZEN, f"data.tiles={tiles}", caching))
+        assert losses == expected[tiles][0]
+        assert torch.equal(directions, expected[tiles][1])
 
 
 def test_the_grid_reaches_final_and_is_the_default_from_there(tiny_run: TinyRun, tmp_path: Path) -> None:
