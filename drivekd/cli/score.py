@@ -33,6 +33,8 @@ def score_command(
         compared = write_comparison(predictions, out)
         for table in compared.tables:
             show(*table)
+        for note in compared.notes:
+            say(note)
         return say(f"score sheet: {compared.page}")
     if records is None:
         raise UsageError("--data is missing: the records that these answers are to; or give a second folder to compare with")

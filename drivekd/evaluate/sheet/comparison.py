@@ -6,7 +6,7 @@ with tags by the F1 of each, other open ones by ROUGE_L. comparison.json holds t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -85,10 +85,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Compared:
-    """page: of the sheet that was written. tables: (title, header, rows), one for each run after the first."""
+    """page: of the sheet that was written. tables: (title, header, rows), for each run after the first and each kind of
+    questions. notes: what a reader of them must know."""
 
     page: Path
     tables: list[tuple[str, list[str], list[list[str]]]]
+    notes: list[str]
 
 
 def write_comparison(folders: Sequence[Path], out: Path) -> Compared:
@@ -110,12 +112,20 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Compared:
     comparisons = [_compare(names[0], names[index], matched, index) for index in range(1, len(folders))]
     write_json(out / NUMBERS, {"runs": _facts(names, reports, matched), "comparisons": [one.to_json() for one in comparisons]})
     page = write_document(_document(names, reports, matched, comparisons), out)
-    return Compared(page, [_shown(one) for one in comparisons])
+    few = few_scenes(_scenes(matched))
+    return Compared(page, [table for one in comparisons for table in _shown(one)], [few.text] if few is not None else [])
 
 
-def _shown(comparison: Comparison) -> tuple[str, list[str], list[list[str]]]:
-    title = f"{comparison.second} (second) minus {comparison.first} (first)"
-    return title, list(HEADER), [list(_cells(row)) for row in comparison.rows if row.scope != "topic"]
+def _scenes(matched: Matched) -> int:
+    return len({question[0].cluster for question in matched.questions})
+
+
+def _shown(comparison: Comparison) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """A table for each kind of questions."""
+    for kind, caption in KINDS.items():
+        rows = [list(_cells(row)) for row in comparison.rows if row.kind == kind and row.scope != "topic"]
+        if rows:
+            yield f"{comparison.second} (second) minus {comparison.first} (first). {caption}", list(HEADER), rows
 
 
 def _names(reports: Sequence[Reports]) -> list[str]:
@@ -195,7 +205,7 @@ def _document(
     pictures = Thumbnails()
     parts: list[Section | None] = [_runs_section(names, reports, matched)]
     for comparison in comparisons:
-        parts.append(_difference_section(comparison, len({question[0].cluster for question in matched.questions})))
+        parts.append(_difference_section(comparison, _scenes(matched)))
         parts += _case_sections(comparison, pictures)
     title = f"Comparison with {names[0]}: {', '.join(names[1:])}"
     summary = f"{len(matched.questions)} answers of each run are to the same questions about the same pictures."

@@ -125,7 +125,9 @@ def test_the_command_compares_folders_and_scores_one(tmp_path: Path, run: Run) -
     first, second = map(str, runs(tmp_path, right_in(0.3), right_in(0.9), scenes=4))
     code, out, err = run("score", first, second, "--out", str(tmp_path / "out"))
     assert code == 0, err
-    assert "run1/final (second) minus run0/final (first)" in out and "planning" in out
+    assert "run1/final (second) minus run0/final (first). Choice and yes/no questions: accuracy" in out
+    assert "run1/final (second) minus run0/final (first). Open questions with object tags" in out
+    assert "Only 4 scenes" in err
     assert str(tmp_path / "out" / "sheet.html") in err
     code, _, err = run("score", first, second, "--out", str(tmp_path / "out"), "--data", "x.json")
     assert code == 2 and "--data, --compat, --reference, --image-root are for one" in err
