@@ -72,8 +72,9 @@ def case_of(answers: Sequence[tuple[str, ScoredAnswer]], pictures: Thumbnails) -
 
 
 def _where(sample: Sample) -> str:
-    names = [f"scene {sample.scene}" if sample.scene else "", f"frame {sample.frame}" if sample.frame else ""]
-    return ", ".join(name for name in names if name)
+    """Scene and frame, where the record's name does not hold them."""
+    names = {"scene": sample.scene, "frame": sample.frame}
+    return ", ".join(f"{what} {name}" for what, name in names.items() if name and name not in sample.source)
 
 
 def _cut(text: str) -> str:

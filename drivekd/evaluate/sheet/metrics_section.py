@@ -39,13 +39,19 @@ def _metric_table(caption: str, names: Sequence[str], rows: Sequence[Mapping[str
     used = [column for column in columns if any((name, column) in found for name in there)]
     if not there:
         return None
-    header = ("metric", *(word for column in used for word in (column or "all", "95 % interval", "n")))
+    header = ("metric", *(word for column in used for word in (_named(column, found, there), "95 % interval")))
     body = tuple((name, *(word for column in used for word in _metric_cells(found.get((name, column))))) for name in there)
     return Table(caption, header, body)
 
 
-def _metric_cells(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
+def _named(column: str, found: Mapping[tuple[str, str], Mapping[str, Any]], names: Sequence[str]) -> str:
+    """The capability with its number of answers; metrics of one family may have different ones."""
+    counts = sorted({found[name, column]["n"] for name in names if (name, column) in found})
+    return f"{column or 'all'}, n {'-'.join(map(str, counts[:1] + counts[1:][-1:]))}"
+
+
+def _metric_cells(row: Mapping[str, Any] | None) -> tuple[str, str]:
     if row is None:
-        return "-", "-", "-"
+        return "-", "-"
     low, high = row["interval"]
-    return share(row["value"]), "-" if low is None or high is None else interval_text((low, high)), str(row["n"])
+    return share(row["value"]), "-" if low is None or high is None else interval_text((low, high))

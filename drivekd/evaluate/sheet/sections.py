@@ -61,7 +61,7 @@ def accuracy_section(reports: Reports, scenes: int) -> Section | None:
         )
         for row in rows
     )
-    notes = [_not_beyond(rows), few_scenes(scenes)]
+    notes = [few_scenes(scenes) or _not_beyond(rows)]
     return section("By capability", [chart, Table("The same in numbers", header, cells), *notes])
 
 

@@ -237,15 +237,19 @@ def test_metrics_stand_by_family_and_capability(tmp_path: Path) -> None:
         {**metric, "metric": "rouge_l"},
         {**metric, "metric": "tag_f1"},
         {**metric, "metric": "tag_f1", "capability": "planning", "value": 0.125},
+        {**metric, "metric": "tag_precision", "capability": "planning", "value": 0.125, "n": 7},
         {**metric, "metric": "words", "capability": "", "value": 12.5, "interval": [3.0, None]},
     ]
     with_report(folder, metrics=rows, implementations={"language": "some package 1.2"})
     language, tags, form, note = blocks(sheet_of(folder), "Open answers")
     assert isinstance(language, d.Table) and isinstance(tags, d.Table) and isinstance(form, d.Table)
-    assert language.rows == (("rouge_l", "0.500", "0.250-0.750", "4"),)
-    assert tags.header == ("metric", "perception", "95 % interval", "n", "planning", "95 % interval", "n")
-    assert tags.rows == (("tag_f1", "0.500", "0.250-0.750", "4", "0.125", "0.250-0.750", "4"),)
-    assert form.rows == (("words", "12.500", "-", "4"),)
+    assert language.rows == (("rouge_l", "0.500", "0.250-0.750"),)
+    assert tags.header == ("metric", "perception, n 4", "95 % interval", "planning, n 4-7", "95 % interval")
+    assert tags.rows == (
+        ("tag_precision", "-", "-", "0.125", "0.250-0.750"),
+        ("tag_f1", "0.500", "0.250-0.750", "0.125", "0.250-0.750"),
+    )
+    assert form.rows == (("words", "12.500", "-"),)
     assert note == d.Note("Language: some package 1.2.")
     assert "Object tags" not in titles(sheet_of(folder))
 
