@@ -41,8 +41,7 @@ def write_document(document: Document, folder: Path) -> Path:
 def sheet_of(folder: Path) -> Document:
     """The sheet before it is drawn. Raises as write_sheet."""
     reports = read_reports(folder)
-    scored = read_scored(folder, structured=reports.structured)
-    answers = scored.of(reports.main_setting)
+    answers = read_scored(folder, structured=reports.structured, setting=reports.main_setting).answers
     parts = [
         run_section(reports),
         sections.accuracy_section(reports, len({one.cluster for one in answers})),
