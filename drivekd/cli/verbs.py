@@ -175,13 +175,16 @@ def evaluate(
 ) -> None:
     """Accuracy by capability with majority and random baselines and 95 % intervals; stopped, the same command goes on."""
     from drivekd.evaluate.evaluation import EvalRequest, evaluate_file
+    from drivekd.evaluate.scores import METRIC_COLUMNS
     from drivekd.evaluate.sheet.sheet import write_sheet
 
     wanted = "NoImage" if black else settings
     request = EvalRequest(model, file, out, image_root, reference, wanted, structured, overrides or ())
     found = evaluate_file(request)
-    if found.rows:
-        _print_table(f"{model} on {file}", found.header, found.rows)
+    if found.finished:
+        if found.rows:
+            _print_table(f"{model} on {file}", found.header, found.rows)
+        _print_table("by what else an answer is scored", list(METRIC_COLUMNS), found.metrics)
         _talk(f"score sheet: {write_sheet(out)}")
     for note in found.notes:
         _talk(note)

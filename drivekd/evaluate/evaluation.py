@@ -17,7 +17,7 @@ from drivekd.evaluate.answering.opening import is_bundle
 from drivekd.evaluate.asking import ask
 from drivekd.evaluate.predictions import Identity, Line
 from drivekd.evaluate.predictions.upstream import write_upstream
-from drivekd.evaluate.scores import COLUMNS, EvaluationReport
+from drivekd.evaluate.scores import COLUMNS, EvaluationReport, few_scenes, metric_cells
 from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
 from drivekd.evaluate.settings_report import SETTINGS_FILE, settings_report
@@ -82,11 +82,14 @@ class EvalRequest:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """header, rows: a table; no rows where other shards are still asking. notes: what a reader of the table must know."""
+    """header, rows: choice and yes/no accuracy, no rows without such questions. metrics: all others, under METRIC_COLUMNS, of the
+    first picture setting. notes: what a reader of the tables must know. finished: no shard is still asking."""
 
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
+    metrics: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    finished: bool = False
 
 
 def evaluate_file(request: EvalRequest) -> Evaluated:
@@ -132,7 +135,9 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
         write_json(request.out / SETTINGS_FILE, settings_report(answers, reports, seed=settings.seed))
     notes += [f"{count} of {run.num_records} records were not asked: {reason}" for reason, count in run.not_asked.items()]
     notes += [f"not computed: {what} ({why})" for report in [*reports.values()][:1] for what, why in report.missing.items()]
-    return Evaluated(*_table(reports), notes)
+    first = next(iter(reports.values()))
+    others = [row for row in metric_cells(first) if row[0] != "accuracy"]
+    return Evaluated(*_table(reports), others, notes + few_scenes(first), finished=True)
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,28 @@ def _table_row(row: ScoreRow) -> tuple[str, ...]:
     return (group, str(row.n), *numbers, str(row.unparsed), "yes" if row.beyond_majority else "no")
 
 
+FEW_SCENES = 10
+
+
+def few_scenes(report: EvaluationReport) -> list[str]:
+    """A note where intervals draw from too few scenes to be believed."""
+    scenes = max((row.scenes for row in report.metrics), default=FEW_SCENES)
+    if scenes >= FEW_SCENES:
+        return []
+    return [f"{report.images}: only {scenes} scenes; intervals that draw from so few are too narrow to be believed"]
+
+
+METRIC_COLUMNS = ("metric", "capability", "n", "value", "95 % interval")
+
+
+def metric_cells(report: EvaluationReport) -> list[list[str]]:
+    """A report's metrics as text, under METRIC_COLUMNS."""
+    return [
+        [row.metric, row.capability or "all", str(row.n), f"{row.value:.3f}", f"{row.interval[0]:.3f}-{row.interval[1]:.3f}"]
+        for row in report.metrics
+    ]
+
+
 def write_report(report: EvaluationReport, out: Path) -> None:
     """Write report.json and predictions.jsonl into the folder `out`, each whole or not at all. Raises DataError."""
     write_text(out / "predictions.jsonl", _json_lines([asdict(prediction) for prediction in report.predictions]))

@@ -13,11 +13,11 @@ from drivekd.data.json_file import write_json
 from drivekd.data.readers import SampleFile, read_samples
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.predictions import AnswerFile, Identity, Line
-from drivekd.evaluate.scores import COLUMNS, EvaluationReport
+from drivekd.evaluate.scores import COLUMNS, METRIC_COLUMNS, EvaluationReport, few_scenes, metric_cells
 from drivekd.evaluate.scoring import score, why_not_scored
 from drivekd.evaluate.settings_report import SETTINGS_HEADER, settings_cells, settings_report
 from drivekd.evaluate.training_data import training_data
-from drivekd.files import file_digest, json_digest, refuse_non_empty
+from drivekd.files import file_digest, json_digest, refuse_non_empty, whole_directory
 from drivekd.sample import Sample
 
 from .compat import (
@@ -85,33 +85,11 @@ def score_file(request: ScoreRequest) -> Scores:
     for name, report in reports.items():
         title = f"{request.predictions} on {request.records}" + (f", {name}" if len(reports) > 1 else "")
         scores.tables.insert(0, (title, list(COLUMNS), [list(row) for row in report.rows()]))
-        scores.tables.insert(1, (f"other metrics, {name}", METRIC_HEADER, metric_cells(report)))
+        scores.tables.insert(1, (f"other metrics, {name}", list(METRIC_COLUMNS), metric_cells(report)))
         scores.notes.extend(few_scenes(report))
         scores.notes.extend(f"{count} records were not asked: {reason}" for reason, count in report.not_asked.items())
         scores.notes.extend(f"not computed: {what} ({why})" for what, why in report.missing.items())
     return scores
-
-
-FEW_SCENES = 10
-
-
-def few_scenes(report: EvaluationReport) -> list[str]:
-    """A note where intervals draw from too few scenes to be believed."""
-    scenes = max((row.scenes for row in report.metrics), default=0)
-    if scenes >= FEW_SCENES:
-        return []
-    return [f"{report.images}: only {scenes} scenes; intervals that draw from so few are too narrow to be believed"]
-
-
-METRIC_HEADER = ["metric", "capability", "n", "value", "95 % interval"]
-
-
-def metric_cells(report: EvaluationReport) -> list[list[str]]:
-    """A report's metrics as text, under METRIC_HEADER."""
-    return [
-        [row.metric, row.capability or "all", str(row.n), f"{row.value:.3f}", f"{row.interval[0]:.3f}-{row.interval[1]:.3f}"]
-        for row in report.metrics
-    ]
 
 
 def _reports(request: ScoreRequest, samples: Sequence[Sample], matched: dict[str, Matched]) -> dict[str, EvaluationReport]:
@@ -195,11 +173,22 @@ def _write(
     """evaluation.json claims the folder; predictions.jsonl and the reports are an evaluation's, so its sheet can be drawn."""
     decides = {"predictions": value["predictions_digest"], "data": value["data_digest"]}
     told = {"model": str(request.predictions), "data": str(request.records), "by": "drivekd score"}
-    Identity(decides, told).claim(request.out)
-    with AnswerFile(request.out / "predictions.jsonl") as file:
+    with whole_directory(request.out, error_type=DataError) as folder:
+        _write_into(folder, Identity(decides, told), reports, matched, value)
+
+
+def _write_into(
+    folder: Path,
+    identity: Identity,
+    reports: dict[str, EvaluationReport],
+    matched: dict[str, Matched],
+    value: dict[str, Any],
+) -> None:
+    identity.claim(folder)
+    with AnswerFile(folder / "predictions.jsonl") as file:
         for one in matched.values():
             for place, answer in one.answered:
                 file.add(Line(place, answer))
     for name, report in reports.items():
-        write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
-    write_json(request.out / "metrics.json", value)
+        write_json(folder / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
+    write_json(folder / "metrics.json", value)

@@ -21,6 +21,7 @@ from drivekd.evaluate.metrics.actions import action_measures, probability_measur
         ("Accelerate and go straight.", {"accelerate", "keep"}),
         ("Accelerating towards the right front.", {"accelerate", "right"}),
         ("Changing to the right lane.", {"right"}),
+        ("Proceed with care.", {"keep"}),
         ("Slow down and do not turn left.", {"slow"}),
         ("Never reverse; stop.", {"stop"}),
         ("Avoid accelerating.", set()),

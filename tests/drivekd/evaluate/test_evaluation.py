@@ -179,6 +179,11 @@ def test_every_labelled_record_is_scored_by_something() -> None:
         report.metric("rouge_l")
 
 
+def test_actions_are_of_plans_alone() -> None:
+    moving = sample("What does it do?", "It is turning left.", "open", "reasoning")
+    assert not [row for row in evaluate(Recited("It stops."), [moving]).metrics if row.metric.startswith("action")]
+
+
 def test_without_pycocoevalcap_the_report_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drivekd.evaluate.metrics.language.is_available", lambda: False)
     report = evaluate(Recited(*TEXTS), MIXED)
@@ -227,6 +232,8 @@ def test_tags_that_the_question_names_are_not_found_by_repeating_them() -> None:
     both = sample(asked, f"<c1,CAM_FRONT,0.2000,0.3000> is near, {TAG} is far.", "open", "perception")
     assert evaluate(Recited("<c1,CAM_FRONT,0.2000,0.3000>"), [both]).metric("tag_recall").value == 0.0
     assert evaluate(Recited(f"<c1,CAM_FRONT,0.2000,0.3000> {TAG}"), [both]).metric("tag_f1").value == 1.0
+    nearly = f"<c1,CAM_FRONT,0.2010,0.3010> {TAG}"
+    assert evaluate(Recited(nearly), [both]).metric("tag_precision").value == 1.0, "2.5 px off it is the named one still"
     alone = sample(asked, "<c1,CAM_FRONT,0.2000,0.3000> is near.", "open", "perception")
     assert not [row for row in evaluate(Recited("x"), [alone]).metrics if row.metric.startswith("tag")]
 

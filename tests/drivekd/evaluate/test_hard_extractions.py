@@ -31,6 +31,8 @@ MOVING = (
         ("Neither A nor B.", None),
         ("Every option except C.", None),
         ("The middle lane is not free.", None),
+        ("The middle lane is free. The middle lane is not free.", None),
+        ("Think: B. Middle lane is blocked.", None),
         # Several.
         ("A, B and C are possible", None),
         ("A, C", None),

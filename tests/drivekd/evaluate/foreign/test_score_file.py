@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from command_fixtures import Run
 
+from drivekd.answered import Answered, Given
+from drivekd.data.readers import read_samples
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.foreign.command import ScoreRequest, score_file
+from drivekd.evaluate.foreign.compat import drivelm_beside_ours
 from drivekd.evaluate.foreign.given_texts import read_given
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
@@ -77,6 +80,7 @@ def test_a_perfect_answerer_scores_one_on_every_metric(tmp_path: Path) -> None:
     assert (upstream["accuracy"], upstream["final"], upstream["why_null"]) == (1.0, None, "needs a judge")
     assert value["compat"]["clean"]["drivelm"]["ours"] == {"accuracy": 1.0, "tag_f1": None}
     assert value["matching"]["clean"]["matched"] == 6
+    assert value["settings"] is None, "one setting has nothing beside it"
     assert ["final score", "", "needs a judge", ""] in scores.tables[-1][2]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.json",
@@ -123,6 +127,15 @@ def test_what_does_not_match_is_counted_and_named_on_both_sides(tmp_path: Path) 
     assert any("4 records have no answer, no score counts them" in note for note in scores.notes)
     lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["prediction"] for line in lines] == ["x", "A"]
+
+
+def test_the_first_question_of_a_frame_is_the_first_by_its_id(tmp_path: Path) -> None:
+    """Records in another order, as after a split: the gate is still opened by question 0."""
+    samples = read_samples(drivelm(tmp_path))[::-1]
+    texts = {MATTERS: "nothing"}
+    answered = {place: Answered(one, Given(texts.get(one.question, one.answer or ""))) for place, one in enumerate(samples)}
+    found = drivelm_beside_ours(samples, samples, answered).score
+    assert (found.gated, found.n["accuracy"]) == (2, 0)
 
 
 def test_drivebench_records_with_pred_and_its_rule_beside_ours(tmp_path: Path) -> None:
@@ -223,3 +236,13 @@ def test_the_verb_prints_tables_and_draws_the_sheet(tmp_path: Path, run: Run) ->
     assert "action_f1" in out
     assert "only 1 scenes; intervals that draw from so few are too narrow to be believed" in err
     assert (tmp_path / "out/sheet.html").is_file()
+
+
+def test_a_report_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("no space")
+
+    monkeypatch.setattr("drivekd.evaluate.foreign.command.write_json", fail)
+    with pytest.raises(DataError, match="no space"):
+        score_file(ScoreRequest(perfect(tmp_path), drivelm(tmp_path), tmp_path / "out"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["output.json", "test.json"]

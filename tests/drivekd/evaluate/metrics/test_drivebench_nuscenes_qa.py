@@ -50,6 +50,11 @@ def test_columns_and_groups_by_hand() -> None:
     assert cells[2] == pytest.approx([0.5, 0.3, 0.1, 0.3])
 
 
+def test_a_group_has_no_mean_of_a_capability_that_one_setting_lacks() -> None:
+    rows = by_group({"Fog": {"perception": 0.5, "planning": 0.5}, "Rain": {"perception": 0.3}}, GROUPS)
+    assert rows[0].cells() == [0.4, None, None, None]
+
+
 def test_a_group_that_is_not_complete_says_so() -> None:
     rows = by_group({"Fog": {"perception": 0.5, "reasoning": 0.5, "planning": 0.5}}, GROUPS)
     assert [row.name for row in rows] == ["weather (1 of 2)", "Fog"]

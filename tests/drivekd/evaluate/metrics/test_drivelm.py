@@ -79,6 +79,11 @@ def test_matching_is_greedy_in_the_order_of_the_answer() -> None:
     assert f1_of(answer, truth) == pytest.approx(0.5, abs=1e-7)
 
 
+def test_every_point_of_a_question_must_have_been_found() -> None:
+    both = "What of <c1,CAM_BACK,100.0,200.0> and <c3,CAM_FRONT,500.0,600.0>?"
+    assert drivelm_score([TEN[0], Asked("1", (0,), both, "A", "A")]).gated == 1
+
+
 def test_whole_numbers_are_no_coordinates() -> None:
     assert matched_points("<c1,CAM_FRONT,100,200>", "100.0,200.0") == []
 
