@@ -20,13 +20,22 @@ def run_section(reports: Reports) -> Section | None:
         "data digest": decided.get("data"),
         "pictures": ", ".join(reports.by_setting),
         "begun": told.get("began"),
-        "token budget": decided.get("max_new_tokens"),
+        "token budget": _budget(decided.get("max_new_tokens")),
         "precision": decided.get("precision") or decided.get("backend"),
         "seed, resamples": f"{main.get('seed')}, {main.get('resamples')}",
         "versions": ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items()),
     }
     rows = tuple((name, str(value)) for name, value in facts.items() if value not in (None, ""))
     return section("What was evaluated", [Facts(rows), *_left_out(reports), *_cut(reports), *_missing(reports)])
+
+
+def _budget(budget: object) -> object:
+    """As evaluation.json has it: tokens by capability, "rest" for those that are not named."""
+    if not isinstance(budget, dict):
+        return budget
+    named = [f"{name} {tokens}" for name, tokens in budget.items() if name != "rest"]
+    rest = budget.get("rest")
+    return ", ".join([*named, *([] if rest is None else [f"others {rest}" if named else str(rest)])])
 
 
 def _left_out(reports: Reports) -> list[Note]:

@@ -229,6 +229,19 @@ def test_what_was_not_asked_cut_or_not_computed_is_told(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("budget", "told"),
+    [({"planning": 96, "rest": 512}, "planning 96, others 512"), ({"rest": 512}, "512"), ("24", "24"), ({}, None)],
+)
+def test_a_token_budget_is_told_in_words(tmp_path: Path, budget: object, told: str | None) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 1), right_in(0.6))
+    identity = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    identity["is"]["max_new_tokens"] = budget
+    (folder / "evaluation.json").write_text(json.dumps(identity), encoding="utf-8")
+    facts = blocks(sheet_of(folder), "What was evaluated")[0]
+    assert isinstance(facts, d.Facts) and dict(facts.rows).get("token budget") == told
+
+
 def test_metrics_stand_by_family_and_capability(tmp_path: Path) -> None:
     folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6))
     metric = {"capability": "perception", "n": 4, "value": 0.5, "interval": [0.25, 0.75]}
