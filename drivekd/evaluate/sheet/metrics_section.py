@@ -33,6 +33,9 @@ _FAMILIES = (
 )
 
 
+METRICS = ("accuracy", "balanced_accuracy", *(name for _, names in _FAMILIES for name in names))  # in the order of the sheet
+
+
 def _metric_table(caption: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table | None:
     found = {(row["metric"], row["capability"]): row for row in rows}
     there = [name for name in names if any((name, column) in found for column in columns)]

@@ -6,16 +6,25 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from drivekd.evaluate.sheet.document import Block, Note, Section, Table, interval_text, section, share, signed_share
+from drivekd.evaluate.sheet.metrics_section import METRICS
 from drivekd.evaluate.sheet.reports import Reports
+from drivekd.sample import CAPABILITIES
 
 
 def grounding_table(settings: Mapping[str, Any]) -> Table | None:
     """Each metric with pictures minus without, paired by question; None where one of the two was not asked."""
     grounding = settings.get("grounding")
-    rows = () if grounding is None else tuple(_grounding_cells(row) for row in grounding["rows"])
+    found = [] if grounding is None else sorted(grounding["rows"], key=_place)
+    rows = tuple(map(_grounding_cells, found))
     header = ("metric", "capability", "n", "NoImage", "clean", "difference", "95 % interval")
     caption = "What the pictures are worth: every metric, clean minus NoImage, paired by question, intervals by scene"
     return Table(caption, header, rows, labels=2) if rows else None
+
+
+def _place(row: Mapping[str, Any]) -> tuple[int, int, str]:
+    """All answers, then each capability; metrics as everywhere on the sheet, and by name where it does not know them."""
+    order = (*METRICS, row["metric"])
+    return ("", *CAPABILITIES).index(row["capability"]), order.index(row["metric"]), row["metric"]
 
 
 def _grounding_cells(row: Mapping[str, Any]) -> tuple[str, ...]:

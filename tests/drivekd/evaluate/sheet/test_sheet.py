@@ -302,10 +302,12 @@ def test_what_the_pictures_are_worth_has_its_interval_and_the_paper_its_own_tabl
         "difference": 0.5,
         "interval": [0.125, None],
     }
-    (folder / "settings.json").write_text(json.dumps(settings_file({"rows": [row]})), encoding="utf-8")
+    rows = [{**row, "metric": "rouge_l", "capability": "planning"}, {**row, "metric": "tag_f1"}, row]
+    (folder / "settings.json").write_text(json.dumps(settings_file({"rows": rows})), encoding="utf-8")
     grounding, groups, paper = blocks(sheet_of(folder), "By picture setting")[-3:]
     assert isinstance(grounding, d.Table) and isinstance(groups, d.Table) and isinstance(paper, d.Table)
-    assert grounding.rows == (("accuracy", "all", "6", "0.250", "0.750", "+0.500", "-"),)
+    assert grounding.rows[0] == ("accuracy", "all", "6", "0.250", "0.750", "+0.500", "-")
+    assert [row[:2] for row in grounding.rows[1:]] == [("tag_f1", "all"), ("rouge_l", "planning")]
     assert groups.rows == (("weather (1 of 5)", "0.500", "-", "0.250", "-"),)
     assert (paper.caption, paper.separate) == ("Marks of a model, no accuracy", 1)
     assert paper.rows == (("Some model", "45.56", "41.02", "51.94", "46.17"),)
