@@ -45,6 +45,8 @@ def settled_cameras(config: RunConfig, samples: Sequence[Sample]) -> tuple[str, 
     named = {source: names for source, names in orders.items() if names}
     known, source = _known_cameras(config)
     cameras = known if config.data.cameras else camera_order(named.values(), known)
+    if len(named) == len(orders):  # a teacher may know more cameras than this run shows
+        cameras = tuple(name for name in cameras if any(name in names for names in set(named.values())))
     if cameras:
         _warn(cameras, source or "the records", named, next((one for one, names in orders.items() if not names), None))
     return cameras

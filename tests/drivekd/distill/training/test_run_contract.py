@@ -109,6 +109,8 @@ def test_a_model_trained_in_another_order_is_refused_by_name(tiny_run: TinyRun, 
         samples_of(tiny_run, override, f"student.checkpoint={tmp_path / 'student'}", "data.cameras=[CAM_BACK, CAM_FRONT]")
     samples, cameras = samples_of(tiny_run, override, f"student.checkpoint={tmp_path / 'student'}")
     assert (cameras, shown(samples[0])) == (TWO, list(TWO))  # it keeps the order that it learnt
+    write_contract(tmp_path / "teacher", replace(trainer.contract, cameras=CAMERAS))
+    assert samples_of(tiny_run, override, teacher)[1] == TWO, "no camera that this run does not show: a car would wait for it"
 
 
 def test_budgets_follow_the_longest_answer_of_a_capability() -> None:
