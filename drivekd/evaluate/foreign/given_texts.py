@@ -16,6 +16,7 @@ from typing import Any
 from drivekd.answered import Given
 from drivekd.data.json_file import json_type
 from drivekd.data.readers.json_stream import elements, shape
+from drivekd.data.traces import is_worldwide_name
 from drivekd.errors import DataError
 from drivekd.evaluate.predictions import Line, answers_in
 from drivekd.evaluate.predictions.answer_file import read_lines
@@ -52,6 +53,11 @@ def question_key(text: str) -> str:
     return " ".join(_MARKER.sub("", text).split())
 
 
+def picture_key(picture: Path) -> str:
+    """What two files of the same picture have in common: folder and name, or a name that is given once in the world."""
+    return picture.name if is_worldwide_name(picture) else f"{picture.parent.name}/{picture.name}"
+
+
 def read_given(path: Path) -> list[GivenText]:
     """Every answer of a file, or of an evaluation's folder. Raises DataError naming file, record and field."""
     if path.is_dir():
@@ -79,7 +85,7 @@ def _from_line(line: Line, path: str) -> GivenText:
         id=sample.id,
         scene=sample.scene,
         frame=sample.frame,
-        pictures=tuple(image.name for image in sample.images),
+        pictures=tuple(map(picture_key, sample.images)),
         index=line.index,
         setting=line.answered.setting,
         severity=line.answered.severity,

@@ -3,8 +3,8 @@
 Questions of one scene show the same road, so whole scenes (clusters) are drawn, with replacement, and the metric is computed
 anew of each draw; 95 % of the draws lie between the interval's ends (percentile bootstrap, Efron and Tibshirani 1993, chapters 8
 and 13). Where resampling would claim to be certain, it says less: at a metric's own end (all right, all wrong) the exact binomial
-bound over the C clusters, .025 ** (1 / C) (Clopper and Pearson 1934), takes its place; a single cluster says nothing: the
-metric's whole range.
+bound over the C clusters, .025 ** (1 / C) (Clopper and Pearson 1934), takes its place; where all clusters are alike in between, a
+share of 1 - .025 ** (1 / C) may be anything. A single cluster says nothing: the metric's whole range.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def paired_difference(
     draws = [second.of(counts @ of_second) - first.of(counts @ of_first) for counts in _draws(len(of_first), seed, resamples)]
     found = np.concatenate(draws)
     found = found[np.isfinite(found)]
-    if len(of_first) == 1 or not len(found) or np.ptp(found) == 0:
+    if len(of_first) == 1 or not len(found) or np.ptp(found) < _AT_THE_END:
         return Difference(len(first), *values, difference, (-float(widest), float(widest)))
     low, high = np.percentile(found, [2.5, 97.5])
     return Difference(len(first), *values, difference, (float(low), float(high)))
@@ -125,6 +125,8 @@ def _interval(measure: Measure, by_cluster: Floats, value: float, seed: int, res
     found = found[np.isfinite(found)]  # a draw without one of the classes has no balanced accuracy
     if len(by_cluster) == 1 or not len(found):
         return 0.0, float(widest)
+    if measure.maximum is not None and np.ptp(found) < _AT_THE_END:
+        return edge * value, edge * value + (1 - edge) * measure.maximum
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
 

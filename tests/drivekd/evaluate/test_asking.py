@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from recited import Recited, questions
 
-from drivekd.errors import DrivekdError
+from drivekd.errors import DataError, DrivekdError
 from drivekd.evaluate.answering import CLEAN, Pictures
 from drivekd.evaluate.asking import ask
 from drivekd.evaluate.predictions import Shard, answers_in
@@ -61,6 +62,19 @@ def test_the_last_shard_has_them_all(tmp_path: Path) -> None:
     assert len(asked) == len(set(asked)) == 30
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"predictions.{n}-of-3.jsonl" for n in (1, 2, 3)]
     assert ask(Recited(right), SAMPLES, [CLEAN], tmp_path, Shard())[1] == 0, "one process reads what shards have written"
+
+
+@pytest.mark.parametrize("edited", [{"answer": "Yes, but."}, {"question": "Is it day?"}, {"scene": "another"}])
+def test_a_line_that_says_something_else_of_its_record_is_refused(edited: dict[str, str], tmp_path: Path) -> None:
+    ask(Recited(right), SAMPLES, [CLEAN], tmp_path, Shard())
+    path = tmp_path / "predictions.jsonl"
+    first, *others = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    reordered = [*reversed(others), {**first, **edited}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in reordered), encoding="utf-8")
+    with pytest.raises(DataError, match="give a new --out") as raised:
+        ask(Recited(right), SAMPLES, [CLEAN], tmp_path, Shard())
+    ((field, value),) = edited.items()
+    assert f"the answer with index 0 is to {field} {value!r}, but f.json, record 1 has" in str(raised.value)
 
 
 SLOW = """

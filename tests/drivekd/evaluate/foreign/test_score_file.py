@@ -15,7 +15,9 @@ from drivekd.data.readers import read_samples
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.foreign.command import ScoreRequest, score_file
 from drivekd.evaluate.foreign.compat import drivelm_beside_ours
-from drivekd.evaluate.foreign.given_texts import read_given
+from drivekd.evaluate.foreign.given_texts import GivenText, question_key, read_given
+from drivekd.evaluate.foreign.matching import match
+from drivekd.evaluate.predictions import Line
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 CAR, VAN = "<c1,CAM_FRONT,400.0,300.0>", "<c2,CAM_BACK,800.0,450.0>"
@@ -136,6 +138,45 @@ def test_the_first_question_of_a_frame_is_the_first_by_its_id(tmp_path: Path) ->
     answered = {place: Answered(one, Given(texts.get(one.question, one.answer or ""))) for place, one in enumerate(samples)}
     found = drivelm_beside_ours(samples, samples, answered).score
     assert (found.gated, found.n["accuracy"]) == (2, 0)
+
+
+def of_scenes(folder: Path, *scenes: str, told: bool) -> Path:
+    """Records of our own format, one a scene: the same question, pictures of the same name. told: their scene, too."""
+    records = [
+        {
+            "messages": [
+                {"role": "user", "content": "<image>Is the light red?"},
+                {"role": "assistant", "content": "Yes." if scene < "s2" else "No."},
+            ],
+            "images": [f"{scene}/CAM_FRONT.jpg"],
+            "question_type": "perception",
+            "meta": {"scene": scene, "frame": f"{scene}-0"} if told else {},
+        }
+        for scene in scenes
+    ]
+    return write(folder / f"{'-'.join(scenes)}.json", records)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_answer_about_one_scene_is_none_about_another_with_pictures_of_the_same_name(tmp_path: Path, told: bool) -> None:
+    samples = read_samples(of_scenes(tmp_path, "s1", "s2", "s3", told=told))
+    predictions = tmp_path / "predictions.jsonl"
+    lines = [Line(place, Answered(sample, Given(sample.answer or ""))).to_text() for place, sample in enumerate(samples)]
+    predictions.write_text("".join(reversed(lines)), encoding="utf-8")
+    score_file(ScoreRequest(predictions, of_scenes(tmp_path, "s1", told=told), tmp_path / "out"))
+    value = metrics_of(tmp_path / "out")
+    assert [row["accuracy"] for row in value["reports"]["clean"]["scores"]] == [1.0, 1.0, 1.0], "the answer of s1, not of s3"
+    assert value["matching"]["clean"]["answers_without_record"]["count"] == 2
+    with pytest.raises(DataError, match="no answer is for a record"):
+        score_file(ScoreRequest(predictions, of_scenes(tmp_path, "s4", told=told), tmp_path / "none"))
+
+
+def test_an_id_that_counts_does_not_bring_two_scenes_together(tmp_path: Path) -> None:
+    sample = replace(read_samples(of_scenes(tmp_path, "s1", told=True))[0], id="0")
+    given = GivenText("here", Given("No."), question_key(sample.question), id="0", scene="s2", index=0)
+    found = match([given], [sample])
+    assert not found.answered
+    assert "of another scene or frame (scene s2, frame not told)" in found.unknown[0]
 
 
 def test_drivebench_records_with_pred_and_its_rule_beside_ours(tmp_path: Path) -> None:

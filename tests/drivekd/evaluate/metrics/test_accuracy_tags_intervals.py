@@ -119,6 +119,15 @@ def test_interval_claims_no_certainty() -> None:
     assert bootstrap_interval([True, False], ["one", "one"]) == (0.0, 1.0)
 
 
+def test_scenes_that_are_all_alike_claim_no_certainty() -> None:
+    half = [True, False] * 10
+    scenes = [str(place // 2) for place in range(20)]
+    low, high = bootstrap_interval(half, scenes)
+    edge = 0.025**0.1
+    assert (low, high) == pytest.approx((edge / 2, edge / 2 + 1 - edge))
+    assert low < 0.4 and high > 0.6, "ten scenes, each half right, do not show that it is better than .4"
+
+
 def test_excludes() -> None:
     assert [excludes((0.4, 0.6), value) for value in (0.3, 0.4, 0.5, 0.6, 0.7)] == [True, False, False, False, True]
 

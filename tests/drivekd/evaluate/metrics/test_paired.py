@@ -11,11 +11,11 @@ from drivekd.evaluate.metrics.measures import mean_of
 
 
 def test_a_metric_of_sums_is_resampled_as_such() -> None:
-    """F1 of pooled counts: 2 * 3 / (5 + 4), not the mean of the answers' own."""
-    measure = Measure(np.array([[1.0, 1, 2], [2, 4, 2]]), lambda sums: 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2]))
+    """F1 of pooled counts: 2 * 2 / (5 + 4), not the mean of the answers' own."""
+    measure = Measure(np.array([[1.0, 1, 2], [1, 4, 2]]), lambda sums: 2 * sums[..., 0] / (sums[..., 1] + sums[..., 2]))
     found = estimate(measure, ["a", "b"])
-    assert (found.n, found.value) == (2, pytest.approx(6 / 9))
-    assert found.interval == pytest.approx((2 * 2 / 6, 2 / 3)), "only the first scene, only the second"
+    assert (found.n, found.value) == (2, pytest.approx(4 / 9))
+    assert found.interval == pytest.approx((2 / 6, 2 / 3)), "only the second scene, only the first"
 
 
 def test_a_value_without_a_bound_has_no_end_to_be_certain_at() -> None:
