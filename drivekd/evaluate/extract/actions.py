@@ -64,10 +64,6 @@ def actions(text: str) -> frozenset[Action]:
     )
 
 
-def _says_not(words: str) -> bool:
-    return "not mov" in words.lower()
-
-
 def _is_denied(words: str, match: re.Match[str]) -> bool:
     before = words[max(0, match.start() - 80) : match.start()]
     return _DENIED.search(_CLAUSE.split(before)[-1]) is not None

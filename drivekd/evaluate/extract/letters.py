@@ -49,6 +49,14 @@ _SEVERAL_MARKED = re.compile(
 _SEVERAL = re.compile(
     rf"(?<![\w'’])([A-H])\)?{_AND}([A-H]){_NOT_IN_WORD}(?!\s+(?!is\b|are\b|and\b|or\b|apply\b|would\b|seem)[a-z])"
 )
+_MENTION = re.compile(r"(?i:options?|choices?|letter|answers?)\s*\(?[A-Ha-h]")  # no "is", no colon
+_SPEAKS_FOR_IT = re.compile(
+    r"\)?\s+(?:(?:because|since|as|so|which|and|or|for|due|here|therefore|if|unless)\b|(?:is|are|was|would\s+be|(?:must|should)\s+be"
+    r"|(?:seems?|looks?|appears?)(?:\s+to\s+be)?)\s+(?:\w+ly\s+)?(?:(?:the|also|my|a|an)\s+)*(?:most|more|best|better|correct|right|true"
+    r"|answers?|safe\w*|appropriate|suitable|likely|only|valid|accurate|one|choice|final|possible|reasonable)\b)"
+)
+_REFUSED = re.compile(r"\)?\s*[:\-–—]?\s*(?i:no)\s*(?:(?i:way)\b|[.,;!]|$|\s\(?[A-H]\b)")
+_ANOTHER_BEHIND = re.compile(r"\)?\s*[.):,;]\s*\(?([A-H])\s*(?:[.):,;]|$)")
 
 
 def choice(text: str, question: str) -> str | None:
@@ -88,7 +96,9 @@ def _choice(text: str, question: str, offered: Mapping[str, str]) -> str | None:
         return None if listed else _by_words(words, question, offered)
     if len(listed) < 2 or not marked:  # an enumeration before "Final: B" goes through the options, it states none
         letters |= _named(words, offered)
-    if len(letters) > 1 or any(is_doubted(words, start, end) for _, start, end in stated):
+    if len(letters) > 1 or any(
+        is_doubted(words, start, end) or _only_mentions(words, start, end, offered) for _, start, end in stated
+    ):
         return None
     letter = letters.pop()
     if offered and letter not in offered:
@@ -103,6 +113,19 @@ def _marked(words: str) -> Iterator[tuple[str, int, int]]:
             group = 1 if match[1] else 2
             denied = re.search(r"(?i)\bnot\s", match[0])  # "the answer is not B": the letter begins behind the denial
             yield match[group].upper(), match.start(group) if denied else match.start(), match.end(group)
+
+
+def _only_mentions(words: str, start: int, end: int, offered: Mapping[str, str]) -> bool:
+    """Whether the letter before `end` is spoken of, not for: "Option B fails", "B - no way", "Answer: A. B. C." """
+    letter, behind = words[end - 1].upper(), words[end : end + WINDOW]
+    option = offered.get(letter, "").lower()
+    another = _ANOTHER_BEHIND.match(behind)
+    if (another and another[1] != letter) or (_REFUSED.match(behind) and not re.match(r"no\b", option)):
+        return True
+    if _MENTION.fullmatch(words, start, end) is None or not re.match(r"\)?\s+[a-z]", behind):
+        return False
+    is_its_text = bool(option) and behind.lstrip(") ").lower().startswith(option)
+    return not is_its_text and _SPEAKS_FOR_IT.match(behind) is None
 
 
 def _unmarked(words: str, offered: Mapping[str, str], *, denied: bool) -> list[tuple[str, int, int]]:

@@ -7,6 +7,13 @@ from collections.abc import Mapping
 
 from drivekd.evaluate.extract.wording import is_denied_behind, is_doubted, plain
 
+_NEXT_WORD = re.compile(r"\s+([a-z]+)\b")
+_GOES_ON = re.compile(  # a word that goes on with the sentence; another one behind "stop" or "red" makes a thing of it
+    r".*(?:ed|ing|ly)|at|for|and|before|behind|because|since|as|to|into|in|on|onto|now|here|there|until|while|when|if|unless|is|are|was"
+    r"|were|be|has|have|or|but|with|within|by|then|so|near|next|from|of|the|a|an|this|that|its|due|after|again|first|too|also|which"
+    r"|who|where|forward|ahead|straight|left|right|back|away|down|up|out|not|nor|no|than|should|must|will|would|can|could|may|might"
+)
+
 
 def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str | None:
     """The letter of the only option whose words `words` state, longest first: "slightly left" is not also "left".
@@ -26,10 +33,18 @@ def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str
         if pattern.search(stem):
             pattern = re.compile(rf"(?:^|(?<=[.!?:;]\s)){re.escape(option)}(?=\s*(?:[.!;]|$))")
         for match in pattern.finditer(rest):
+            if " " not in option and _describes(rest[match.end() :], stem):
+                continue
             refused = is_doubted(rest, match.start(), match.end()) or is_denied_behind(rest, match.end())
             (denied if refused else named).add(letter)
         rest = pattern.sub(" | ", rest)
     return named.pop() if len(named) == 1 and not named & denied else None
+
+
+def _describes(behind: str, stem: str) -> bool:
+    """Whether a word is said of the one behind it, which the question does not ask about: "the red car", "a stop sign"."""
+    following = _NEXT_WORD.match(behind)
+    return following is not None and _GOES_ON.fullmatch(following[1]) is None and not re.search(rf"\b{following[1]}\b", stem)
 
 
 def without_quotes(words: str, question: str, offered: Mapping[str, str]) -> str:

@@ -27,7 +27,13 @@ _CLAUSE_START = re.compile(
 )  # what stands before one of these does not deny what stands behind it
 _SENTENCE_START = re.compile(r"[.!?]\s|\n")
 _DENIAL = re.compile(
-    r"\b(?:not|no|never|neither|nor|without|except|cannot|unlikely|hardly|than|instead)\b|n['’]t\b|\brul\w+ out\b|\bexclud\w+",
+    r"\b(?:not|no|never|neither|nor|without|except|cannot|unlikely|hardly|than|instead)\b|n['’]t\b|\brul\w+ out\b|\bexclud\w+"
+    r"|\bdoubt\w*|\b(?:wrong|incorrect)\b|\b(?:used to|previously|formerly|far from)\b",
+    re.IGNORECASE,
+)
+_SET_ASIDE = re.compile(  # ends right before what it is said of
+    r"\b(?:avoid|eliminat|reject|discard|dismiss|discount|ignor|skip|unlike|anything\s+but|consider|look\w*\s+at|compar\w+\s+(?:with|to)"
+    r"|contrary\s+to|opposed\s+to|against)\w*\s+(?:the\s+)?(?:(?:options?|choices?|answers?|letter)\s*)?\(?$",
     re.IGNORECASE,
 )
 _DOUBT = re.compile(
@@ -43,6 +49,7 @@ _REFUTED = re.compile(
     r"|\s*(?:is|are)\s+not\s*(?:[.,;!]|$)",
     re.IGNORECASE,
 )
+_ON_CONDITION = re.compile(r"\)?,?\s+(?:but\s+)?(?:only\s+)?(?:if|unless)\b", re.IGNORECASE)
 _REASON = re.compile(r"\b(?:because|since|as)\b", re.IGNORECASE)
 
 
@@ -85,7 +92,8 @@ def is_doubted(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - WINDOW) : start]
     clause = before[_last(_CLAUSE_START, before) :]
     sentence = before[_last(_SENTENCE_START, before) :]
-    return bool(_DENIAL.search(clause) or _DOUBT.search(clause) or _CONDITION.search(sentence)) or is_refuted(text, end)
+    said = _DENIAL.search(clause) or _DOUBT.search(clause) or _CONDITION.search(sentence) or _SET_ASIDE.search(before)
+    return said is not None or is_refuted(text, end)
 
 
 def is_denied_behind(text: str, end: int) -> bool:
@@ -96,11 +104,19 @@ def is_denied_behind(text: str, end: int) -> bool:
 
 
 def is_refuted(text: str, end: int) -> bool:
-    """Whether the words behind text[:end], up to the sentence's end or its reason, take back what stands before them."""
+    """Whether the words behind text[:end], up to the sentence's end or its reason, take back what stands before them or make it
+    conditional."""
     behind = text[end : end + WINDOW]
+    if has_condition(behind):
+        return True
     rest = re.split(r"(?<=[.!;\n])", behind.lstrip(").:, "), maxsplit=1)[0]
     claim = _REASON.split(rest, maxsplit=1)[0]
     return behind.lstrip(") .").startswith("?") or _REFUTED.match(f" {claim}") is not None or claim.rstrip().endswith("?")
+
+
+def has_condition(behind: str) -> bool:
+    """Whether what goes on with these words is hung on a condition: " if it rains"."""
+    return _ON_CONDITION.match(behind) is not None
 
 
 def _last(border: re.Pattern[str], text: str) -> int:
