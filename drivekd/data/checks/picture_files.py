@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,7 +56,7 @@ class PictureFiles:
 
 
 def _fault(picture: Path) -> tuple[str, str] | None:
-    if not picture.is_file():
+    if not os.path.isfile(picture):  # a name that is too long is no error
         return "missing picture", f"no file {picture}"
     try:
         load_image(picture)

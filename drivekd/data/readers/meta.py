@@ -15,6 +15,7 @@ from .problem import Faults
 from .turns import found
 
 META_KEYS = ("kind", "topic", "scene", "frame", "cameras", "ego_speed_mps", "id", "tag", "hop")
+_FASTEST_MPS = 1000.0  # more is no car, and infinity no number
 
 
 def checked_meta(value: object, num_images: int, faults: Faults) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def _check_numbers(value: dict[str, Any], faults: Faults) -> None:
     speed = value.get("ego_speed_mps", 0.0)
     if isinstance(speed, bool) or not isinstance(speed, int | float):
         faults.add("meta", f"meta.ego_speed_mps: expected metres per second, found {found(speed)}")
+    elif abs(speed) > _FASTEST_MPS or speed != speed:
+        faults.add("meta", f"meta.ego_speed_mps: expected metres per second, found {speed:g}")
 
 
 def _check_cameras(value: object, num_images: int, faults: Faults) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 from drivekd.data.traces import is_worldwide_name
@@ -46,7 +47,7 @@ class PictureFinder:
         dots = next((place for place, part in enumerate(parts) if part.strip(".")), 0)
         folders = len(parts) if is_worldwide_name(Path(parts[-1])) else max(1, len(parts) - 1)
         for num_dropped in (*range(dots, folders), *range(dots)):
-            if self._root.joinpath(*parts[num_dropped:]).is_file():
+            if os.path.isfile(self._root.joinpath(*parts[num_dropped:])):
                 self._num_dropped = num_dropped
                 self._found.clear()  # what was asked before was looked for elsewhere
                 return

@@ -6,6 +6,7 @@ streamed file is read twice.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -198,7 +199,7 @@ def check_images(samples: Iterable[Sample]) -> None:
     for sample in samples:
         for image in sample.images:
             if image not in exists:
-                exists[image] = image.is_file()
+                exists[image] = os.path.isfile(image)
             if not exists[image]:
                 missing.setdefault(image, sample.source)
     if missing:

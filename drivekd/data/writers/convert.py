@@ -6,6 +6,7 @@ the file; malformed tags are counted and kept verbatim. A question without an an
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,7 +91,7 @@ class _Counts:
         for image in sample.images:
             if (known := text_hash(str(image))) not in self.images:
                 self.images.add(known)
-                self.missing += not image.is_file()
+                self.missing += not os.path.isfile(image)
 
 
 def convert_file(

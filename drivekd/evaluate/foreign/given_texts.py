@@ -7,6 +7,7 @@ DriveBench          [{"scene_token", "frame_token", "question", "pred"}]
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from drivekd.data.traces import is_worldwide_name
 from drivekd.errors import DataError
 from drivekd.evaluate.predictions import Line, answers_in
 from drivekd.evaluate.predictions.answer_file import read_lines
+from drivekd.evaluate.predictions.line import line_from_text
 from drivekd.tags import coordinate_style, normalize_tags
 
 _EXPECTED = (
@@ -70,10 +72,23 @@ def read_given(path: Path) -> list[GivenText]:
     if first is None:
         raise DataError(f"{path}: the file holds no answers; {_EXPECTED}")
     if isinstance(first.value, dict) and "prediction" in first.value:
-        return [_from_line(line, str(path)) for line in read_lines(path)]
+        if shape(path) == "array":
+            raise DataError(f"{path}: an array of what predictions.jsonl has on lines; write each on a line of its own")
+        return [_from_line(line, str(path)) for line in _lines(path)]
     found = [_from_record(element.value, f"{path}, record {element.number}", element.fault) for element in elements(path)]
     style = coordinate_style(one.question for one in found)
     return [replace(one, question=normalize_tags(one.question, style)) for one in found]
+
+
+def _lines(path: Path) -> list[Line]:
+    """With the last one, which an editor may have left without an end; a cut one is none."""
+    lines = read_lines(path)
+    tail = path.read_bytes().rpartition(b"\n")[2]
+    try:
+        json.loads(tail)
+    except ValueError:
+        return lines
+    return [*lines, line_from_text(tail.decode("utf-8"), f"{path}, line {len(lines) + 1}")]
 
 
 def _from_line(line: Line, path: str) -> GivenText:

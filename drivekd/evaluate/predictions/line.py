@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from drivekd.answered import Answered, Given
 from drivekd.errors import DataError
 from drivekd.sample import ANSWER_FORMS, CAPABILITIES, Sample
+
+ROUNDING = 1e-3  # a mean log-probability in half precision may come out above 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def line_from_text(text: str, source: str) -> Line:
     given = Given(
         fields.text("prediction"), fields.word("finish_reason", ("stop", "length")), fields.number("tokens"), fields.logprob()
     )
-    answered = Answered(sample, given, fields.text("setting"), fields.optional("severity", int))
+    answered = Answered(sample, given, fields.name("setting"), fields.optional("severity", int))
     return Line(fields.number("index"), answered)
 
 
@@ -94,8 +97,18 @@ class _Fields:
     def text(self, name: str) -> str:
         return str(self._one(name, str, "text"))
 
+    def name(self, name: str) -> str:
+        """It becomes part of a file's name."""
+        found = self.text(name)
+        if re.fullmatch(r"\w+", found) is None:
+            raise self._error(name, "a word")
+        return found
+
     def number(self, name: str) -> int:
-        return int(self._one(name, int, "a whole number"))
+        found = int(self._one(name, int, "a whole number"))
+        if found < 0:
+            raise self._error(name, "a number from 0 on")
+        return found
 
     def texts(self, name: str) -> list[str]:
         return self._list(name, str, "an array of texts")
@@ -117,8 +130,8 @@ class _Fields:
         found = self.value.get("mean_logprob")
         if found is None:
             return None
-        if type(found) not in (int, float) or not math.isfinite(found):
-            raise self._error("mean_logprob", "a finite number or null")
+        if type(found) not in (int, float) or not math.isfinite(found) or found > ROUNDING:
+            raise self._error("mean_logprob", "a finite logarithm of a probability, at most 0, or null")
         return float(found)
 
     def _one(self, name: str, kind: type, told: str) -> Any:

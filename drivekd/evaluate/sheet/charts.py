@@ -8,7 +8,16 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from drivekd.evaluate.sheet.document import Differences, Reliability, Whisker, Whiskers, interval_text, share, signed_share
+from drivekd.evaluate.sheet.document import (
+    Differences,
+    Reliability,
+    Whisker,
+    Whiskers,
+    interval_text,
+    printable,
+    share,
+    signed_share,
+)
 
 WIDTH, LABELS, NUMBERS = 720, 190, 170  # of the whole chart, of what is left and right of the axis
 ROW, TOP, BOTTOM = 22, 8, 26
@@ -16,8 +25,8 @@ SMALL = 240  # side of the reliability diagram's square
 
 
 def escaped(text: str) -> str:
-    """As HTML and SVG take it; half an emoji, which no file can hold, as "?"."""
-    return html.escape(text.encode("utf-8", "replace").decode("utf-8"))
+    """As HTML and SVG take it."""
+    return html.escape(printable(text))
 
 
 def whiskers_svg(chart: Whiskers) -> str:

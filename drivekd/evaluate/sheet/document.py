@@ -6,6 +6,7 @@ more than text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -14,6 +15,7 @@ from drivekd.sample import Capability
 
 Interval: TypeAlias = tuple[float, float]
 MarkOf: TypeAlias = Literal["question", "reference", "model"]
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,12 @@ def section(title: str, blocks: Sequence[Block | None]) -> Section | None:
     """A section of the blocks that are there; None when none is."""
     there = tuple(block for block in blocks if block is not None)
     return Section(title, there) if there else None
+
+
+def printable(text: str) -> str:
+    """As a file can hold it and a terminal shows it: "?" for half an emoji, U+FFFD for control signs and for those that turn the
+    direction of writing."""
+    return _UNPRINTABLE.sub("\ufffd", text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def share(value: float | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from drivekd.evaluate.sheet import document as d
+from drivekd.evaluate.sheet.document import printable
 
 _SIGNS = re.compile(r"([\\`*_\[\]#|~])")
 _LINE_START = re.compile(r"^(\s*)([-+]|\d+[.)])(\s)", re.MULTILINE)
@@ -26,7 +27,7 @@ def markdown_from_document(document: d.Document) -> str:
 
 def _e(text: str) -> str:
     """One line of plain words."""
-    flat = " ".join(text.encode("utf-8", "replace").decode("utf-8").split())
+    flat = " ".join(printable(text).split())
     flat = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _LINE_START.sub(r"\1\\\2\3", _SIGNS.sub(r"\\\1", flat))
 

@@ -274,6 +274,11 @@ def test_broken_tags_and_missing_pictures_of_a_published_file_are_found(tmp_path
     assert kinds(report.problems) == {"tag out of range": 1, "cut answer": 1, "missing picture": 27}
 
 
+def test_a_name_that_is_too_long_is_a_missing_picture(folder: Path) -> None:
+    report = validate_file(write(folder, record(images=["x" * 5000 + ".jpg"])))
+    assert kinds(report.problems) == {"missing picture": 1}
+
+
 def test_a_drivelm_file_is_checked_as_it_comes(tmp_path: Path) -> None:
     write_pictures(tmp_path / "nuscenes")  # their bytes are no pictures
     report = validate_file(write_drivelm(tmp_path / "train.json"))

@@ -166,6 +166,8 @@ MALFORMED = [
     (record(meta={"scene": 4}), "meta.scene: expected a string, found a number"),
     (record(meta={"cameras": ["CAM_FRONT"]}), "meta.cameras: 1 named for 2 images"),
     (record(meta={"cameras": ["CAM_FRONT", "CAM_ROOF"]}), "meta.cameras: expected names out of"),
+    (record(meta={"ego_speed_mps": float("nan")}), "meta.ego_speed_mps: expected metres per second, found nan"),
+    (record(meta={"ego_speed_mps": float("inf")}), "meta.ego_speed_mps: expected metres per second, found inf"),
     (record(meta={"ego_speed_mps": "fast"}), "meta.ego_speed_mps: expected metres per second, found 'fast'"),
     (record(messages=messages("<image><image>Is it?"), meta={"kind": "choice"}), "meta.kind: choice, but the question offers no"),
 ]

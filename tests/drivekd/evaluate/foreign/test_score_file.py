@@ -171,6 +171,19 @@ def test_an_answer_about_one_scene_is_none_about_another_with_pictures_of_the_sa
         score_file(ScoreRequest(predictions, of_scenes(tmp_path, "s4", told=told), tmp_path / "none"))
 
 
+def test_a_last_line_without_an_end_is_an_answer_and_a_cut_one_is_none(tmp_path: Path) -> None:
+    data, predictions = of_scenes(tmp_path, "s1", "s3", told=True), tmp_path / "predictions.jsonl"
+    lines = [Line(place, Answered(sample, Given("Yes."))).to_text() for place, sample in enumerate(read_samples(data))]
+    text = "".join(lines)
+    for number, (kept, matched) in enumerate([(text[:-1], 2), (text[:-20], 1)]):
+        predictions.write_text(kept, encoding="utf-8")
+        score_file(ScoreRequest(predictions, data, tmp_path / str(number)))
+        assert metrics_of(tmp_path / str(number))["matching"]["clean"]["matched"] == matched
+    write(predictions, [json.loads(line) for line in lines])
+    with pytest.raises(DataError, match="write each on a line of its own"):
+        score_file(ScoreRequest(predictions, data, tmp_path / "array"))
+
+
 def test_an_id_that_counts_does_not_bring_two_scenes_together(tmp_path: Path) -> None:
     sample = replace(read_samples(of_scenes(tmp_path, "s1", told=True))[0], id="0")
     given = GivenText("here", Given("No."), question_key(sample.question), id="0", scene="s2", index=0)

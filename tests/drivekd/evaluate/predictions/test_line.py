@@ -51,7 +51,11 @@ def test_what_a_record_does_not_say_reads_back() -> None:
         ("index", True, "index: expected a whole number, found True"),
         ("form", "kind", "form: expected choice or yesno or open, found 'kind'"),
         ("images", [1], "images: expected an array of texts"),
-        ("mean_logprob", "high", "mean_logprob: expected a finite number or null"),
+        ("mean_logprob", "high", "mean_logprob: expected a finite logarithm of a probability, at most 0, or null"),
+        ("mean_logprob", 3.0, "mean_logprob: expected a finite logarithm of a probability, at most 0, or null, found 3.0"),
+        ("index", -1, "index: expected a number from 0 on, found -1"),
+        ("tokens", -5, "tokens: expected a number from 0 on, found -5"),
+        ("setting", "../../Fog", "setting: expected a word, found '../../Fog'"),
         ("finish_reason", "deadline", "finish_reason: expected stop or length"),
         ("hop", 1.5, "hop: expected int or null"),
     ],
@@ -71,5 +75,5 @@ def test_a_missing_field_and_what_is_no_line_are_named() -> None:
         line_from_text("{", "x")
     with pytest.raises(DataError, match="x: expected an object"):
         line_from_text("[]", "x")
-    with pytest.raises(DataError, match="mean_logprob: expected a finite number"):
+    with pytest.raises(DataError, match="mean_logprob: expected a finite logarithm"):
         line_from_text(LINE.to_text().replace("-0.25", "NaN"), "x")

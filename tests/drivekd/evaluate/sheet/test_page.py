@@ -22,6 +22,7 @@ from drivekd.evaluate.sheet.thumbnails import Thumbnails
 
 ATTACKS = (
     "<script>alert(1)</script>",
+    "a zero \x00, a colour \x1b[31m, the other way \u202e",
     "</style></svg></title><img src=x onerror=alert(1)>",
     '"><svg onload=alert(1)>',
     "' onmouseover='alert(1)",
@@ -129,7 +130,7 @@ def test_whatever_a_record_or_a_model_says_is_text(folder: Path, attack: str) ->
     write_lines(folder, lines)
     page = page_of(folder)
     check_harmless(page)
-    shown = attack.replace("\ud83d", "?")
+    shown = re.sub("[\x00\x1b\u202e]", "\ufffd", attack.replace("\ud83d", "?"))
     assert sum(text == shown for text in page.texts) >= 12  # each case's answer, word for word
     markdown = (folder / "sheet.md").read_text(encoding="utf-8")
     assert not re.search(r"<(?!c1,)", markdown)
