@@ -26,6 +26,7 @@ from drivekd.sample import Sample
 from drivekd.structured.pictures import PictureSizes
 from drivekd.structured.targets import structured_target
 
+_NULL = "null"
 NOTHING = "nothing"  # a list without objects says that there is none
 
 
@@ -50,15 +51,16 @@ def stated_key(capability: str, text: str) -> str | None:
     try:
         answer: Any = json.loads(text)
         if capability == "planning":
-            return ", ".join(sorted(answer["actions"])) if answer["actions"] else None
+            actions = answer["actions"]
+            return ", ".join(sorted(set(actions))) if isinstance(actions, list) and actions else None
         if answer["objects"] is None:
             return None
         if capability == "reasoning":
-            return NOTHING if not answer["objects"] else _words(answer["objects"][0]["object"])
+            return NOTHING if not answer["objects"] else _said(_words(answer["objects"][0]["object"]))
         kinds = sorted(f"{_words(one['category'])} {_words(one['status'])}" for one in answer["objects"])
     except (ValueError, RecursionError, TypeError, KeyError):
         return None
-    return "; ".join(kinds) or NOTHING
+    return NOTHING if not kinds else _said(*kinds)
 
 
 def is_right(one: Answered) -> bool:
@@ -96,6 +98,11 @@ def _scored(one: Answered, key: str, classes: Mapping[str, str]) -> Scored:
     return Scored(one.sample, one.given, item, parsed, one.given.text, one.sample.answer or "", (), (), 0)
 
 
+def _said(*words: str) -> str | None:
+    """Joined; None where all of them are null, which says nothing."""
+    return None if set("; ".join(words).replace(";", " ").split()) == {_NULL} else "; ".join(words)
+
+
 def _words(value: object) -> str:
     """Case and spaces apart; null is a word of its own."""
-    return "null" if value is None else " ".join(str(value).lower().split())
+    return _NULL if value is None else " ".join(str(value).lower().split())

@@ -15,7 +15,7 @@ from drivekd.sample import AnswerForm, Capability
 @dataclass(frozen=True)
 class Question:
     """One line of predictions.jsonl. reference: the true answer, "" where there is none. setting: what was done to the pictures.
-    cluster: what is drawn together for intervals, the scene where there is one."""
+    pictures: their paths."""
 
     source: str
     id: str
@@ -28,11 +28,12 @@ class Question:
     scene: str
     frame: str
     setting: str
+    pictures: str = ""
 
     @property
     def cluster(self) -> str:
-        """What is drawn together for intervals: a scene, or the question alone where nobody named one."""
-        return self.scene or self.source
+        """What is drawn together for intervals: a scene, or what has the same pictures where nobody named one."""
+        return self.scene or self.pictures or self.frame or self.source
 
     @property
     def speaks_of_scores(self) -> bool:
@@ -71,4 +72,5 @@ def _question(answered: Answered) -> Question:
         scene=sample.scene,
         frame=sample.frame,
         setting=answered.setting,
+        pictures="|".join(map(str, sample.images)),
     )

@@ -43,6 +43,10 @@ def thought(first: str | None) -> dict[str, Any]:
     [
         ("planning", plan(["stop", "keep_lane"]), "keep_lane, stop"),
         ("planning", plan(None), None),
+        ("planning", {"actions": {"stop": 1}}, None),
+        ("planning", {"actions": "stop"}, None),
+        ("reasoning", {"objects": [{"object": None, "state": None, "effect": None}]}, None),
+        ("perception", {"objects": [{"category": None, "status": None}] * 2}, None),
         ("reasoning", thought("The  Traffic Light"), "the traffic light"),
         ("reasoning", thought(None), "nothing"),
         ("reasoning", seen(None), None),

@@ -151,3 +151,10 @@ def test_a_wrong_line_is_named(tmp_path: Path) -> None:
     folder = evaluation_folder(tmp_path / "eval", [prediction(1), prediction(2, capability="steering")])
     with pytest.raises(DataError, match=r"predictions\.jsonl, line 2: capability: expected perception or reasoning or planning"):
         read_questions(folder)
+
+
+def test_questions_about_the_same_pictures_are_drawn_together_where_no_scene_is_named() -> None:
+    one = Question("f, record 1", "", "planning", "", "open", "What?", "Stop.", "Go.", "", "", "clean", pictures="a.jpg")
+    other = replace(one, source="f, record 2", question="Why?")
+    assert one.cluster == other.cluster != replace(other, pictures="b.jpg").cluster
+    assert replace(one, scene="s").cluster == "s"
