@@ -124,8 +124,12 @@ def _only_mentions(words: str, start: int, end: int, offered: Mapping[str, str])
         return True
     if _MENTION.fullmatch(words, start, end) is None or not re.match(r"\)?\s+[a-z]", behind):
         return False
-    is_its_text = bool(option) and behind.lstrip(") ").lower().startswith(option)
-    return not is_its_text and _SPEAKS_FOR_IT.match(behind) is None
+    return not _begins_with(behind.lstrip(") "), option) and _SPEAKS_FOR_IT.match(behind) is None
+
+
+def _begins_with(words: str, option: str) -> bool:
+    """Whether an option's words come first: not "car" in "cargo bike"."""
+    return bool(option) and re.match(rf"{re.escape(option)}(?![\w-])", words, re.IGNORECASE) is not None
 
 
 def _unmarked(words: str, offered: Mapping[str, str], *, denied: bool) -> list[tuple[str, int, int]]:
@@ -135,7 +139,7 @@ def _unmarked(words: str, offered: Mapping[str, str], *, denied: bool) -> list[t
     if leading:
         group = 1 if leading[1] else 2
         found.append((leading[group].upper(), leading.start(group), leading.end(group)))
-    elif words[:1] in offered and words[1:2] == " " and words[2:].lower().startswith(offered[words[0]].lower() or "\0"):
+    elif words[:1] in offered and words[1:2] == " " and _begins_with(words[2:], offered[words[0]]):
         found.append((words[0], 0, 1))  # "B Turn left"
     for pattern in (_CONCLUDED, _OWN_LINE):
         found += [(match[1], match.start(), match.end(1)) for match in pattern.finditer(words)]

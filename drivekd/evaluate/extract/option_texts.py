@@ -10,7 +10,7 @@ from drivekd.evaluate.extract.wording import is_denied_behind, is_doubted, plain
 _NEXT_WORD = re.compile(r"\s+([a-z]+)\b")
 _GOES_ON = re.compile(  # a word that goes on with the sentence; another one behind "stop" or "red" makes a thing of it
     r".*(?:ed|ing|ly)|at|for|and|before|behind|because|since|as|to|into|in|on|onto|now|here|there|until|while|when|if|unless|is|are|was"
-    r"|were|be|has|have|or|but|with|within|by|then|so|near|next|from|of|the|a|an|this|that|its|due|after|again|first|too|also|which"
+    r"|were|be|has|have|or|but|with|within|by|then|so|near|next|from|the|a|an|this|that|its|due|after|again|first|too|also|which"
     r"|who|where|forward|ahead|straight|left|right|back|away|down|up|out|not|nor|no|than|should|must|will|would|can|could|may|might"
 )
 
@@ -29,7 +29,7 @@ def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str
         option = " ".join(plain(option).lower().split())
         if not option:
             continue
-        pattern = re.compile(rf"(?<!\w){re.escape(option)}(?!\w)")
+        pattern = re.compile(rf"(?<![\w-]){re.escape(option)}(?![\w-]|['’]s\b)")
         if pattern.search(stem):
             pattern = re.compile(rf"(?:^|(?<=[.!?:;]\s)){re.escape(option)}(?=\s*(?:[.!;]|$))")
         for match in pattern.finditer(rest):

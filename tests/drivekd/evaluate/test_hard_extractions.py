@@ -157,6 +157,8 @@ def test_choice_is_never_guessed(text: str, letter: str | None) -> None:
         ("Stop sign on the left.", None),
         ("Turn behind the stop line", None),
         ("The red car waits.", None),
+        ("A green-ish light", None),
+        ("Red of all things", None),
         ("Stop.", "A"),
         ("It should stop for the van.", "A"),
         ("Stop immediately", "A"),
@@ -193,6 +195,11 @@ def test_options_yes_and_no_are_read_as_yes_and_no(text: str, letter: str | None
 )
 def test_real_manners_of_answering(text: str, letter: str | None) -> None:
     assert choice(text, MOVING) == letter
+
+
+def test_an_article_before_a_word_that_begins_like_an_option_is_no_letter() -> None:
+    question = "Which object is nearest? Options: A. Car. B. Truck."
+    assert [choice(text, question) for text in ("A cargo bike", "A car-like thing", "A Car")] == [None, None, "A"]
 
 
 def test_an_option_that_the_question_names_is_not_chosen_by_repeating_it() -> None:
