@@ -49,7 +49,7 @@ def compare_runs(first: Sequence[Answered], second: Sequence[Answered], *, seed:
             partners = [other[place[id(item)]] for item in members]
             measures, others = family.measures(members), family.measures(partners)
             clusters = [item.cluster for item in members]
-            for name in measures.keys() & others.keys():
+            for name in (name for name in measures if name in others):
                 found = paired_difference(measures[name], others[name], clusters, seed=seed)
                 if found.value == found.value:  # what one class alone cannot decide is no number
                     rows.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from drivekd.runtime.answers.named_parts import named_parts
@@ -49,7 +50,7 @@ def _sentences(asked: Asked) -> list[dict[str, Any]]:
     """ "Firstly notice that <c3,..>. The object is a traffic sign, so the ego vehicle should keep going ahead. Secondly ..." """
     objects = []
     starts = [match.start() for match in _SENTENCE.finditer(asked.answer)]
-    for start, end in zip(starts, [*starts[1:], len(asked.answer)], strict=True):
+    for start, end in pairwise([*starts, len(asked.answer)]):
         piece = asked.answer[start:end]
         tags = asked.tags(piece)
         if tags:

@@ -83,7 +83,9 @@ def paired_difference(
 ) -> Difference:
     """Two runs' metric on the same answers' questions, in the same order: every draw takes the same scenes of both.
 
-    A single scene, or no difference at all, says nothing: the interval is the whole range. Raises ValueError for other lengths.
+    A single scene says nothing: the interval is the whole range. Where every draw is alike, resampling would claim to be
+    certain: the exact binomial bound over the C scenes, 1 - .025 ** (1 / C) of the range to either side, says what C scenes
+    can (Clopper and Pearson 1934). Raises ValueError for other lengths.
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(f"runs of {len(first)} and {len(second)} answers cannot be paired")
@@ -94,9 +96,13 @@ def paired_difference(
     draws = [second.of(counts @ of_second) - first.of(counts @ of_first) for counts in _draws(len(of_first), seed, resamples)]
     found = np.concatenate(draws)
     found = found[np.isfinite(found)]
-    if len(of_first) == 1 or not len(found) or np.ptp(found) < _AT_THE_END:
-        return Difference(len(first), *values, difference, (-float(widest), float(widest)))
-    low, high = np.percentile(found, [2.5, 97.5])
+    if len(of_first) == 1 or not len(found):
+        low, high = -widest, widest
+    elif np.ptp(found) < _AT_THE_END:
+        room = (1.0 - 0.025 ** (1 / len(of_first))) * widest
+        low, high = max(-widest, difference - room), min(widest, difference + room)
+    else:
+        low, high = np.percentile(found, [2.5, 97.5])
     return Difference(len(first), *values, difference, (float(low), float(high)))
 
 

@@ -45,20 +45,8 @@ def paired(first: Sequence[float], second: Sequence[float], clusters: Sequence[s
         first=float(a.mean()),
         second=float(b.mean()),
         difference=float(b.mean() - a.mean()),
-        interval=_interval(first, second, clusters, seed),
+        interval=paired_difference(mean_of(first), mean_of(second), clusters, seed=seed).interval,
         wins=int((b > a).sum()),
         losses=int((b < a).sum()),
         ties=int((b == a).sum()),
     )
-
-
-def _interval(first: Sequence[float], second: Sequence[float], clusters: Sequence[str], seed: int) -> tuple[float, float]:
-    """95 %. All differences equal over several scenes: resampling would be certain, or say nothing; the exact binomial bound over
-    the C scenes, 1 - .025 ** (1 / C), to either side says what C scenes can (Clopper and Pearson 1934)."""
-    differences = {b - a for a, b in zip(first, second, strict=True)}
-    scenes = len(set(clusters))
-    if len(differences) == 1 and scenes > 1:
-        (difference,) = differences
-        room = 1.0 - 0.025 ** (1 / scenes)
-        return max(-1.0, difference - room), min(1.0, difference + room)
-    return paired_difference(mean_of(first), mean_of(second), clusters, seed=seed).interval

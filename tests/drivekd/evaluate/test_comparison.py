@@ -7,6 +7,7 @@ from pathlib import Path
 
 from drivekd.answered import Answered, Given
 from drivekd.evaluate.comparison import compare_runs, grounding
+from drivekd.evaluate.scoring import score
 from drivekd.sample import Sample
 
 QUESTION = "Which way? Options: A. Left. B. Right."
@@ -32,6 +33,16 @@ def test_the_same_question_twice_pairs_in_its_order() -> None:
     twice = [answered(0, "A"), answered(0, "B")]
     row = compare_runs(twice, twice).rows[0]
     assert (row.n, row.first, row.second) == (2, 0.5, 0.5)
+
+
+def test_rows_stand_in_the_order_of_a_report() -> None:
+    """Of a set they would stand in another order in every process."""
+    said = "A car is at <c1,CAM_FRONT,0.5,0.5>."
+    run = [Answered(Sample(f"{n}", "planning", "What is there?", said, (Path(f"{n}.jpg"),)), Given(said)) for n in range(4)]
+    names = [row.metric for row in compare_runs(run, run).rows if row.capability == "planning"]
+    report = score(run, answerer="a", digest="sha256:0")
+    assert len(names) > 8
+    assert names == [row.metric for row in report.metrics if row.capability == "planning" and row.metric in names]
 
 
 def test_nothing_in_common_is_no_row() -> None:

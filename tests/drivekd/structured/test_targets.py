@@ -289,3 +289,8 @@ def test_every_target_is_what_the_grammar_lets_a_model_write(pictures: dict[str,
             assert constraint.allows(token), (text, tokenizer.decode([token]))
             constraint.accept(token)
         assert constraint.finished
+
+
+def test_an_answer_about_what_to_notice_that_counts_nothing_up_says_nothing(pictures: dict[str, Path]) -> None:
+    """As an answer that is one option's letter, or cut."""
+    assert target(sample(pictures, "reasoning", NOTICE, "A gray van ahead.")) is None

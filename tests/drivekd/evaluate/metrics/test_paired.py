@@ -48,9 +48,20 @@ def test_paired_runs_are_told_apart_where_two_intervals_overlap() -> None:
 
 
 def test_equal_runs_differ_by_nothing() -> None:
+    """Three scenes say little: 1 - .025 ** (1 / 3) = .7076 to either side."""
     run = mean_of([True, False, True])
     found = paired_difference(run, run, ["a", "b", "c"])
-    assert (found.value, found.interval, found.separated) == (0.0, (-1.0, 1.0), False)
+    assert (found.value, found.separated) == (0.0, False)
+    assert found.interval == pytest.approx((-0.7076, 0.7076), abs=1e-4)
+
+
+@pytest.mark.parametrize("scenes", [3, 6])
+def test_a_run_that_wins_every_question_is_believed_as_far_as_its_scenes_go(scenes: int) -> None:
+    """.025 ** (1 / 3) = .2924, .025 ** (1 / 6) = .5407: the least difference that so many scenes leave."""
+    names = [str(index) for index in range(scenes)]
+    found = paired_difference(mean_of([False] * scenes), mean_of([True] * scenes), names)
+    assert found.interval == pytest.approx(({3: 0.2924, 6: 0.5407}[scenes], 1.0), abs=1e-4)
+    assert found.separated
 
 
 def test_one_scene_says_nothing_about_a_difference() -> None:
