@@ -3,6 +3,9 @@
 One value is parsed at a time, by the standard library's C scanner over a window that moves through the file; the window grows
 only as large as the largest value. Gzip is known by its first bytes, JSON Lines by a name that ends in .jsonl or .ndjson (before
 .gz) or by a first line that is a whole object with another behind it. Every error names the file and, where it has one, the line.
+
+Not ijson: its C parser (yajl 2, ijson 3.6) reads half a character as "?" and no number above 64 bits, both without a word or as a
+fault of the whole file; a record that holds one must be named.
 """
 
 from __future__ import annotations
