@@ -17,7 +17,7 @@ from drivekd.evaluate.answering.opening import is_bundle
 from drivekd.evaluate.asking import ask
 from drivekd.evaluate.predictions import Identity, Line
 from drivekd.evaluate.predictions.upstream import write_upstream
-from drivekd.evaluate.scores import COLUMNS, EvaluationReport, few_scenes, metric_cells
+from drivekd.evaluate.scores import COLUMNS, EvaluationReport, caveats, metric_cells
 from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
 from drivekd.evaluate.settings_report import SETTINGS_FILE, settings_report
@@ -137,7 +137,7 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     notes += [f"not computed: {what} ({why})" for report in [*reports.values()][:1] for what, why in report.missing.items()]
     first = next(iter(reports.values()))
     others = [row for row in metric_cells(first) if row[0] != "accuracy"]
-    return Evaluated(*_table(reports), others, notes + few_scenes(first), finished=True)
+    return Evaluated(*_table(reports), others, notes + caveats(first), finished=True)
 
 
 @dataclass(frozen=True)

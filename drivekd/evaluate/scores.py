@@ -201,12 +201,24 @@ def _table_row(row: ScoreRow) -> tuple[str, ...]:
 FEW_SCENES = 10
 
 
-def few_scenes(report: EvaluationReport) -> list[str]:
-    """A note where intervals draw from too few scenes to be believed."""
+def caveats(report: EvaluationReport) -> list[str]:
+    """Notes where intervals draw from too few scenes to be believed, and where the majority has seen what it guesses."""
     scenes = max((row.scenes for row in report.metrics), default=FEW_SCENES)
-    if scenes >= FEW_SCENES:
-        return []
-    return [f"{report.images}: only {scenes} scenes; intervals that draw from so few are too narrow to be believed"]
+    few = f"{report.images}: only {scenes} scenes; intervals that draw from so few are too narrow to be believed"
+    majority = majority_caveat([asdict(row) for row in report.scores])
+    return [few] * (scenes < FEW_SCENES) + ([f"{report.images}: {majority}"] if majority else [])
+
+
+def majority_caveat(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """What a majority is worth that was counted in the very answers it is compared with; None where no row's was.
+
+    rows: of a report's scores, as in report.json. An answer that only one question offers is its own majority there.
+    """
+    own = sorted({row["topic"] for row in rows if row["scope"] == "topic" and row["majority_from"] != "reference"})
+    if not own:
+        return None
+    which = ", ".join(topic or "(no topic)" for topic in own)
+    return f"the majority of {which} was counted in the scored records themselves, which favours it; better: --reference"
 
 
 METRIC_COLUMNS = ("metric", "capability", "n", "value", "95 % interval")

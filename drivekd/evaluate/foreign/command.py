@@ -13,7 +13,7 @@ from drivekd.data.json_file import write_json
 from drivekd.data.readers import SampleFile, read_samples
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.predictions import AnswerFile, Identity, Line
-from drivekd.evaluate.scores import COLUMNS, METRIC_COLUMNS, EvaluationReport, few_scenes, metric_cells
+from drivekd.evaluate.scores import COLUMNS, METRIC_COLUMNS, EvaluationReport, caveats, metric_cells
 from drivekd.evaluate.scoring import score, why_not_scored
 from drivekd.evaluate.settings_report import SETTINGS_HEADER, settings_cells, settings_report
 from drivekd.evaluate.training_data import training_data
@@ -86,7 +86,7 @@ def score_file(request: ScoreRequest) -> Scores:
         title = f"{request.predictions} on {request.records}" + (f", {name}" if len(reports) > 1 else "")
         scores.tables.insert(0, (title, list(COLUMNS), [list(row) for row in report.rows()]))
         scores.tables.insert(1, (f"other metrics, {name}", list(METRIC_COLUMNS), metric_cells(report)))
-        scores.notes.extend(few_scenes(report))
+        scores.notes.extend(caveats(report))
         scores.notes.extend(f"{count} records were not asked: {reason}" for reason, count in report.not_asked.items())
         scores.notes.extend(f"not computed: {what} ({why})" for what, why in report.missing.items())
     return scores

@@ -22,31 +22,37 @@ NEEDS_JUDGE = "needs a judge"
 
 @dataclass(frozen=True)
 class DriveLMBesideOurs:
-    """score: by upstream's rules. accuracy, tag_f1: ours on all tag 0 and tag 3 answers, without the gate; None without any."""
+    """score: by upstream's rules. accuracy, tag_f1: ours on all tag 0 and tag 3 answers, without the gate; None without any.
+
+    n: of how many answers ours are, which upstream's gate makes more than its own: accuracy and tag_f1 -> count.
+    """
 
     score: DriveLMScore
     accuracy: float | None
     tag_f1: float | None
+    n: Mapping[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """final, match and judge are null: they need a judge's marks."""
         upstream = {**asdict(self.score), "judge": None, "match": None, "final": None, "why_null": NEEDS_JUDGE}
-        return {"upstream": upstream, "ours": {"accuracy": self.accuracy, "tag_f1": self.tag_f1}}
+        return {"upstream": upstream, "ours": {"accuracy": self.accuracy, "tag_f1": self.tag_f1, "n": dict(self.n)}}
 
     def rows(self) -> list[list[str]]:
         """Under DRIVELM_HEADER."""
         score, parts = self.score, self.score.language_parts
-        rows = [["accuracy (tag 0)", str(score.n["accuracy"]), _cell(score.accuracy), _cell(self.accuracy)]]
-        rows.append(["judge (tag 1)", str(score.n["judge"]), NEEDS_JUDGE, ""])
-        rows.append(["language (tag 2)", str(score.n["language"]), _cell(score.language), ""])
-        rows += [[f"  {name}", "", _cell(value), ""] for name, value in parts.items()]
-        rows.append(["match, F1 half (tag 3)", str(score.n["match"]), _cell(score.f1), _cell(self.tag_f1)])
-        rows += [["match", "", NEEDS_JUDGE, ""], ["final score", "", NEEDS_JUDGE, ""]]
-        rows.append(["gated away", str(score.gated), "", ""])
-        return rows + [[reason, str(count), "", ""] for reason, count in score.left_out.items()]
+        accuracy = [_cell(score.accuracy), str(self.n["accuracy"]), _cell(self.accuracy)]
+        match = [_cell(score.f1), str(self.n["tag_f1"]), _cell(self.tag_f1)]
+        rows = [["accuracy (tag 0)", str(score.n["accuracy"]), *accuracy]]
+        rows.append(["judge (tag 1)", str(score.n["judge"]), NEEDS_JUDGE, "", ""])
+        rows.append(["language (tag 2)", str(score.n["language"]), _cell(score.language), "", ""])
+        rows += [[f"  {name}", "", _cell(value), "", ""] for name, value in parts.items()]
+        rows.append(["match, F1 half (tag 3)", str(score.n["match"]), *match])
+        rows += [["match", "", NEEDS_JUDGE, "", ""], ["final score", "", NEEDS_JUDGE, "", ""]]
+        rows.append(["gated away", str(score.gated), "", "", ""])
+        return rows + [[reason, str(count), "", "", ""] for reason, count in score.left_out.items()]
 
 
-DRIVELM_HEADER = ["DriveLM", "n", "upstream's rule", "ours"]
+DRIVELM_HEADER = ["DriveLM", "n, gated", "upstream's rule", "n, all", "ours"]
 
 
 def drivelm_beside_ours(
@@ -66,6 +72,7 @@ def drivelm_beside_ours(
         drivelm_score(asked),
         sum(choices) / len(choices) if choices else None,
         sum(counts, TagCounts()).f1 if counts else None,
+        {"accuracy": len(choices), "tag_f1": len(counts)},
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from drivekd.data.answer_forms import options
 from drivekd.evaluate.corruptions import GROUPS
+from drivekd.evaluate.scores import majority_caveat
 from drivekd.evaluate.sheet.document import (
     Block,
     Confusion,
@@ -61,7 +62,8 @@ def accuracy_section(reports: Reports, scenes: int) -> Section | None:
         )
         for row in rows
     )
-    notes = [few_scenes(scenes) or _not_beyond(rows)]
+    majority = majority_caveat(rows)
+    notes = [Note(f"{majority[0].upper()}{majority[1:]}.") if majority else None, few_scenes(scenes) or _not_beyond(rows)]
     return section("By capability", [chart, Table("The same in numbers", header, cells), *notes])
 
 

@@ -86,12 +86,14 @@ def _drivebench(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _drivelm(found: Mapping[str, Any]) -> list[Block]:
     upstream, ours = found["upstream"], found["ours"]
     counts: Mapping[str, int] = upstream["n"]
+    of: Mapping[str, int] = ours["n"]
     rows = (
-        ("accuracy (tag 0)", str(counts["accuracy"]), share(ours["accuracy"]), share(upstream["accuracy"])),
-        ("language (tag 2)", str(counts["language"]), "-", share(upstream["language"])),
-        ("match, F1 half (tag 3)", str(counts["match"]), share(ours["tag_f1"]), share(upstream["f1"])),
+        ("accuracy (tag 0)", str(of["accuracy"]), share(ours["accuracy"]), str(counts["accuracy"]), share(upstream["accuracy"])),
+        ("language (tag 2)", "-", "-", str(counts["language"]), share(upstream["language"])),
+        ("match, F1 half (tag 3)", str(of["tag_f1"]), share(ours["tag_f1"]), str(counts["match"]), share(upstream["f1"])),
     )
-    table = Table("DriveLM's challenge/evaluation.py", ("part", "n", "ours", "upstream's rule"), rows, separate=3)
+    header = ("part", "n, all", "ours", "n, gated", "upstream's rule")
+    table = Table("DriveLM's challenge/evaluation.py", header, rows, separate=3)
     gated = (
         f"{upstream['gated']} questions do not count upstream: a coordinate in them was not found in the frame's first answer."
     )

@@ -16,6 +16,7 @@ from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, evaluate, write_report
 from drivekd.evaluate.answering import CLEAN, Budgets, OnAnswer, Pictures, open_answerer
 from drivekd.evaluate.answering.bundle_answerer import with_cameras
+from drivekd.evaluate.scores import caveats
 from drivekd.evaluate.scoring import score
 from drivekd.sample import AnswerForm, Capability, Sample
 
@@ -97,6 +98,10 @@ def test_the_reference_gives_the_majority() -> None:
     assert (report.row("planning").majority, report.row("planning").majority_from) == (0.25, "reference")
     assert report.row("perception").majority_from == "evaluated"
     assert report.scores[0].majority_from == "both"
+    (note,) = [note for note in caveats(report) if "majority" in note]
+    assert "the majority of wet was counted in the scored records themselves" in note, "planning's came from the reference"
+    assert "way, wet was counted" in caveats(evaluate(Recited(*TEXTS), MIXED))[-1]
+    assert not [note for note in caveats(evaluate(Recited(*TEXTS), MIXED, reference=MIXED)) if "majority" in note]
 
 
 def test_an_interval_beyond_the_majority() -> None:

@@ -80,10 +80,10 @@ def test_a_perfect_answerer_scores_one_on_every_metric(tmp_path: Path) -> None:
     assert ones == pytest.approx(dict.fromkeys(ones, 1.0), abs=1e-6)
     upstream = value["compat"]["clean"]["drivelm"]["upstream"]
     assert (upstream["accuracy"], upstream["final"], upstream["why_null"]) == (1.0, None, "needs a judge")
-    assert value["compat"]["clean"]["drivelm"]["ours"] == {"accuracy": 1.0, "tag_f1": None}
+    assert value["compat"]["clean"]["drivelm"]["ours"] == {"accuracy": 1.0, "tag_f1": None, "n": {"accuracy": 2, "tag_f1": 0}}
     assert value["matching"]["clean"]["matched"] == 6
     assert value["settings"] is None, "one setting has nothing beside it"
-    assert ["final score", "", "needs a judge", ""] in scores.tables[-1][2]
+    assert ["final score", "", "needs a judge", "", ""] in scores.tables[-1][2]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "evaluation.json",
         "metrics.json",

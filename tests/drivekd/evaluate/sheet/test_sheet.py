@@ -58,6 +58,16 @@ def test_few_scenes_are_told(tmp_path: Path) -> None:
     assert note == d.Note("Only 3 scenes: intervals that draw so few scenes are too narrow to be believed.", warning=True)
 
 
+def test_a_majority_that_was_counted_in_the_scored_records_is_told(tmp_path: Path) -> None:
+    """DriveLM's 26 choices: .923 by a majority that knew each rare answer, since no other question offers it."""
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 3), right_in(0.5))
+    told = [one.text for one in blocks(sheet_of(folder), "By capability") if isinstance(one, d.Note)]
+    assert any(text.startswith("The majority of ") and "was counted in the scored records themselves" in text for text in told)
+    scores = json.loads((folder / "report.json").read_text(encoding="utf-8"))["scores"]
+    with_report(folder, scores=[{**row, "majority_from": "reference"} for row in scores])
+    assert "The majority of " not in str(blocks(sheet_of(folder), "By capability"))
+
+
 def test_six_cameras_stand_as_around_the_car(tmp_path: Path) -> None:
     (one,) = [one for one in samples(tmp_path, 1) if one.topic == "signal"]
     asked = [replace(one, images=one.images * 3, cameras=CAMERAS)]
@@ -321,7 +331,8 @@ def test_upstreams_rules_and_nuscenes_qa_have_tables_of_their_own(tmp_path: Path
     exact = {"type": "exist", "hop": None, "n": 3, "accuracy": 0.5, "interval": [0.0, 1.0]}
     with_report(folder, nuscenes_qa=[exact])
     upstream = {"n": {"accuracy": 3, "language": 2, "match": 1}, "accuracy": 0.25, "language": None, "f1": 0.5, "gated": 4}
-    drivelm = {"upstream": {**upstream, "why_null": "needs a judge"}, "ours": {"accuracy": 0.75, "tag_f1": None}}
+    ours = {"accuracy": 0.75, "tag_f1": None, "n": {"accuracy": 26, "tag_f1": 0}}
+    drivelm = {"upstream": {**upstream, "why_null": "needs a judge"}, "ours": ours}
     rows = [{"capability": "", "n": 5, "upstream": 0.2, "ours": 0.8, "differ": 3}]
     metrics = {"compat": {"clean": {"drivelm": drivelm, "drivebench": rows}}}
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
@@ -330,12 +341,9 @@ def test_upstreams_rules_and_nuscenes_qa_have_tables_of_their_own(tmp_path: Path
     bench, lm, gated, missing = blocks(sheet_of(folder), "Upstream's own rules")
     assert isinstance(bench, d.Table) and bench.separate == 3 and bench.rows == (("all", "5", "0.800", "0.200", "3"),)
     assert isinstance(lm, d.Table) and lm.separate == 3
-    assert lm.rows[0] == ("accuracy (tag 0)", "3", "0.750", "0.250") and lm.rows[2] == (
-        "match, F1 half (tag 3)",
-        "1",
-        "-",
-        "0.500",
-    )
+    assert lm.header == ("part", "n, all", "ours", "n, gated", "upstream's rule"), "two numbers of different questions: two n"
+    assert lm.rows[0] == ("accuracy (tag 0)", "26", "0.750", "3", "0.250")
+    assert lm.rows[2] == ("match, F1 half (tag 3)", "0", "-", "1", "0.500")
     assert isinstance(gated, d.Note) and gated.text.startswith("4 questions")
     assert missing == d.Note("Match and the final score: needs a judge.")
 
