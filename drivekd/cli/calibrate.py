@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drivekd.evaluate.answering.opening import is_bundle
 from drivekd.evaluate.confidence.calibrate import CalibrationReport, CalibrationRequest, calibrate
+from drivekd.evaluate.sheet.sheet import renew_sheet
 from drivekd.files import write_whole
 from drivekd.log import logger
 from drivekd.runtime.answers.confidence import CALIBRATION_FILE, Calibration, calibration_from_bytes, calibration_to_text
@@ -23,6 +24,8 @@ def calibrate_command(request: CalibrationRequest, out: Path | None, say: Callab
     report = calibrate(request)
     if request.answers is not None:
         write_whole(request.answers / REPORT_FILE, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
+        if (page := renew_sheet(request.answers)) is not None:
+            say(f"score sheet: {page}")
     if is_bundle(request.model):
         from drivekd.export.calibrated import calibrated_bundle
 

@@ -242,11 +242,12 @@ def judge(
     """Marks from 0 to 100 by a language model, in columns of their own; what was judged is kept."""
     from drivekd.evaluate.judge.command import dry_run_command, judge_command
     from drivekd.evaluate.judge.settings import judge_settings
+    from drivekd.evaluate.sheet.sheet import renew_sheet
 
     settings = judge_settings(overrides or ())
     if dry_run:
         return dry_run_command(folder, settings, show=_print_table, say=typer.echo)
-    judge_command(folder, settings, show=_print_table, say=_talk)
+    judge_command(folder, settings, show=_print_table, say=_talk, draw=renew_sheet)
 
 
 @app.command()

@@ -218,7 +218,7 @@ def majority_caveat(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if not own:
         return None
     which = ", ".join(topic or "(no topic)" for topic in own)
-    return f"the majority of {which} was counted in the scored records themselves, which favours it; better: --reference"
+    return f"the majority of {which} was counted in the scored records themselves, which favours it; --reference had none of them"
 
 
 METRIC_COLUMNS = ("metric", "capability", "n", "value", "95 % interval")

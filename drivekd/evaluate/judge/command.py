@@ -22,8 +22,13 @@ def dry_run_command(folder: Path, settings: JudgeSettings, *, show: ShowTable, s
         say(f"--- prompt {number} ---\n{prompt}\n")
 
 
-def judge_command(folder: Path, settings: JudgeSettings, *, show: ShowTable, say: Callable[[str], None]) -> None:
-    """Judge, then the scores as a table, what has none as notes. Raises as `judge_folder`, and JudgeError for questions left."""
+def judge_command(
+    folder: Path, settings: JudgeSettings, *, show: ShowTable, say: Callable[[str], None], draw: Callable[[Path], Path | None]
+) -> None:
+    """Judge, then the scores as a table, what has none as notes. draw: the folder's sheet anew; its page, None without one.
+
+    Raises as `judge_folder`, and JudgeError for questions left.
+    """
     line = ProgressLine()
 
     def on_progress(done: int, total: int, spent: float) -> None:
@@ -36,6 +41,8 @@ def judge_command(folder: Path, settings: JudgeSettings, *, show: ShowTable, say
         line.close()
     rows = [row.cells() for row in report.rows]
     show(f"judge scores of {folder}: {settings.model} at {settings.host}", list(COLUMNS), _lists(rows))
+    if (page := draw(folder)) is not None:
+        say(f"score sheet: {page}")
     for note in notes(report):
         say(f"note: {note}")
     report.check()

@@ -31,6 +31,14 @@ def write_sheet(folder: Path) -> Path:
     return write_document(sheet_of(folder), folder)
 
 
+def renew_sheet(folder: Path) -> Path | None:
+    """The sheet of a folder that has one, with what was measured since, a judge's marks or a calibration; None where none is.
+
+    Raises as write_sheet.
+    """
+    return write_sheet(folder) if (folder / PAGE).is_file() else None
+
+
 def write_document(document: Document, folder: Path) -> Path:
     """The same document as Markdown and as a page. Raises DataError."""
     write_text(folder / MARKDOWN, markdown_from_document(document))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_fixtures import Run
 from fake_judge import fake_judge, says
 from scored_evaluation import evaluation, right_in, samples, with_text, write_lines
 
@@ -346,6 +347,19 @@ def test_upstreams_rules_and_nuscenes_qa_have_tables_of_their_own(tmp_path: Path
     assert lm.rows[2] == ("match, F1 half (tag 3)", "0", "-", "1", "0.500")
     assert isinstance(gated, d.Note) and gated.text.startswith("4 questions")
     assert missing == d.Note("Match and the final score: needs a judge.")
+
+
+def test_judging_puts_the_judge_on_the_sheet_that_is_there(tmp_path: Path, run: Run) -> None:
+    folder = evaluation(tmp_path / "eval", samples(tmp_path, 2), right_in(0.6))
+    sheets = (folder / "sheet.md", folder / "sheet.html")
+    for drawn in (False, True):
+        if drawn:
+            write_sheet(folder)
+        with fake_judge(lambda number, prompt: says("Fine.\nTotal Score: 50")) as judge:
+            code, _, err = run("judge", str(folder), f"--set=endpoint={judge.url}", "--set=model=judge-1")
+        assert code == 0
+        assert ("score sheet: " in err) is drawn
+        assert [path.is_file() and "judge-1 at " in path.read_text(encoding="utf-8") for path in sheets] == [drawn] * 2
 
 
 # --- confidence -----------------------------------------------------------------------------------------------------
