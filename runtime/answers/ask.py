@@ -164,8 +164,8 @@ class Answering(Protocol):
     def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         """Answers by capability about one frame. images: uint8 RGB [H, W, 3] by camera name.
 
-        Raises UsageError (unknown capability, camera, variable; chat markers; a free question has no schema), DataError (a bad
-        image), RunnerError.
+        Raises UsageError (unknown capability, camera, variable; chat markers; a free question has no schema; another frame is
+        being answered), DataError (a bad image), RunnerError.
         """
         ...
 

@@ -24,6 +24,7 @@ from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
 from drivekd.runtime.answers.ask import Answering, Ask, OnText
 from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.turn import Turn
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
 from drivekd.runtime.session.session import AnswerSession
 
@@ -78,6 +79,7 @@ class Ladder(Answering):
         self._steps = [_Step(rung, BackOff(cool_down_s, LONGEST_COOL_DOWN_S), clock) for rung in rungs]
         self._no_output = False
         self._closed = False
+        self._turn = Turn()
         self._at, session = self._open_standby()
         self.capabilities = session.capabilities
         self.cameras = session.cameras
@@ -114,6 +116,10 @@ class Ladder(Answering):
         on_text: of the rung that speaks first. When it fails in the middle, the returned answers are another rung's.
         Raises UsageError and DataError as that does; RunnerError: no rung has answered in time.
         """
+        with self._turn:
+            return self._answer_ask(images, ask)
+
+    def _answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         if self._closed:
             raise RunnerError("the ladder is closed; make another")
         clock, stream = Deadline(ask.deadline_ms), _Stream(ask.on_text)

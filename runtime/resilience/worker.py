@@ -24,6 +24,7 @@ from drivekd.images import RGBImage
 from drivekd.runtime.answers.answer import Answer
 from drivekd.runtime.answers.ask import Answering, Ask
 from drivekd.runtime.answers.deadline import Deadline
+from drivekd.runtime.answers.turn import Turn
 from drivekd.runtime.bundle.manifest import Manifest
 from drivekd.runtime.load import load_bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot, Memory
@@ -96,6 +97,7 @@ class WorkerSession(Answering):
         self._frame = 0
         self._dead: list[Child] = []  # killed, and perhaps not gone yet
         self._closed = False
+        self._turn = Turn()
         self._images = SharedImages()
         self._start(0.0)
         if wait:
@@ -164,6 +166,10 @@ class WorkerSession(Answering):
 
         Raises what that raises, and RunnerError when the child was lost with this frame or is starting.
         """
+        with self._turn:
+            return self._answer_ask(images, ask)
+
+    def _answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         self._check_open()
         caller = _Caller(ask, Deadline(ask.deadline_ms), self._hang_ms(ask.deadline_ms))
         self.timings_ms, self.counts = {}, {}

@@ -21,6 +21,7 @@ from drivekd.runtime.answers.cut_answers import structured_answer
 from drivekd.runtime.answers.deadline import Deadline, DeadlineExpiredError
 from drivekd.runtime.answers.grammar import Grammars
 from drivekd.runtime.answers.schemas import SCHEMAS_FILE, Schema, default_schemas, schemas_from_bytes
+from drivekd.runtime.answers.turn import Turn
 from drivekd.runtime.bundle.manifest import Manifest
 from drivekd.runtime.bundle.reader import Bundle
 from drivekd.runtime.meters.health import Health, HealthSnapshot
@@ -33,7 +34,7 @@ from .triad import Branch, opened
 
 
 class Session(Answering):
-    """Answers about frames. One thread at a time.
+    """Answers about frames. One thread at a time: a second one gets a UsageError.
 
     capabilities, cameras, variables: what the bundle was exported with. dialect: how its decoder keeps K/V. schemas: of
     structured answers, by capability; the bundle's own, else drivekd's. timings_ms: stages of the last call, in ms: vision,
@@ -80,6 +81,7 @@ class Session(Answering):
             model.decoder, model.prefix, model.prompts, manifest.generation.end_of_turn_id, len(manifest.prompts)
         )
         self._closed = False
+        self._turn = Turn()
 
     def __enter__(self) -> Session:
         return self
@@ -102,6 +104,10 @@ class Session(Answering):
 
     def answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         """As Answering says. One batch: the prefix is read once, the questions branch off."""
+        with self._turn:
+            return self._answer_ask(images, ask)
+
+    def _answer_ask(self, images: Mapping[str, RGBImage], ask: Ask) -> dict[str, Answer]:
         if self._closed:
             raise RunnerError("the session is closed; load the bundle again")
         deadline = Deadline(ask.deadline_ms, ask.cancelled)
