@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from drivekd.camera_order import cameras_in_paths
 from drivekd.errors import DataError, UsageError
 from drivekd.image_format import FORMATS_TAKEN, IMAGE_SUFFIXES, suffixes_not_taken
 from drivekd.images import RGBImage, load_image
@@ -135,8 +136,22 @@ def _by_camera(words: Sequence[str], cameras: Sequence[str]) -> dict[str, Path]:
             raise UsageError(f"{word}: {len(words)} images for {known}; {advice}")
         if cameras and name not in cameras:
             raise UsageError(f"{word}: camera {name!r} is unknown to this bundle; it has: {', '.join(cameras)}")
+        if path == word:
+            _refuse_other_camera(path, name, cameras)
         paths[name] = Path(path)
     return paths
+
+
+def _refuse_other_camera(path: str, taken_for: str, cameras: Sequence[str]) -> None:
+    """A file whose folder or name says one camera would be seen at the place of another, and the answers would look sound."""
+    here = Path(path)
+    named = {*cameras_in_paths([path]), *(camera for camera in cameras if camera in (here.parent.name, here.stem))}
+    if cameras and named and taken_for not in named:
+        other = min(named)
+        raise UsageError(
+            f"{path}: taken for {taken_for} by its place, but its path names {other}; say which it is: {other}={path}, or "
+            f"{taken_for}={path}"
+        )
 
 
 def _split_name(word: str) -> tuple[str, str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import struct
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +50,22 @@ def test_unnamed_files_take_the_cameras_in_order_and_named_ones_their_own(tmp_pa
     assert {name: shade(frame, name) for name in frame.images} == {"CAM_RIGHT": 10, "CAM_FRONT": 20}
     (frame,) = read_frames(files)
     assert list(frame.images) == ["camera_0", "camera_1"], "a bundle without camera names takes any number"
+
+
+def test_a_path_that_names_another_camera_than_its_place_is_refused(tmp_path: Path) -> None:
+    for camera in CAMERAS:
+        write_folder(tmp_path / camera, [10])
+    front, left = (str(tmp_path / camera / "img0.png") for camera in CAMERAS[:2])
+    with pytest.raises(
+        UsageError, match=r"taken for CAM_FRONT by its place, but its path names CAM_LEFT; .* CAM_LEFT=.*img0\.png"
+    ):
+        next(read_frames([left, front], CAMERAS))
+    shutil.copy(left, tmp_path / "n015__CAM_BACK__1533.png")
+    with pytest.raises(UsageError, match="its path names CAM_BACK"):
+        next(read_frames([str(tmp_path / "n015__CAM_BACK__1533.png")], CAMERAS))
+    for words in ([front, left], [f"CAM_FRONT={left}", f"CAM_LEFT={front}"], [f"CAM_LEFT={left}", front]):
+        assert set(next(read_frames(words, CAMERAS)).images) == {"CAM_FRONT", "CAM_LEFT"}, "in order, or said"
+    assert list(next(read_frames([left])).images) == ["camera_0"], "a bundle without camera names knows no places"
 
 
 def test_a_file_may_have_an_equals_sign_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
