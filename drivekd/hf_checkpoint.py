@@ -29,6 +29,7 @@ from drivekd import internvl_chat
 from drivekd.chat import PromptEncoder, chat_format_from_template
 from drivekd.contract import CONTRACT_FILE, Contract, read_contract, write_contract
 from drivekd.errors import CheckpointError, ConfigError
+from drivekd.files import TRACES_FILE
 from drivekd.grounding import check_not_needed, ordinary_tokenizer_config, ordinary_tokens
 from drivekd.images import ImageSettings, PatchSettings, TiledSettings
 from drivekd.tiling import Tiling
@@ -200,6 +201,8 @@ def load_processor(
     bound = adapter if adapter is not None and adapter.contract is not None else checkpoint.files
     contract = bound.contract
     if contract is None:
+        for files in (checkpoint.files, *([adapter] if adapter is not None else [])):
+            _refuse_lost_contract(files)
         return _processor(checkpoint, camera_size_px, tiles)
     if contract.family != checkpoint.model_type:
         raise _contradiction(bound, "family", contract.family, checkpoint, "config.json", checkpoint.model_type)
@@ -224,6 +227,15 @@ def _processor(checkpoint: Checkpoint, camera_size_px: tuple[int, int] | None, t
         processor = _internvl_processor(checkpoint, camera_size_px, tiles)
     check_not_needed(checkpoint.files.grounding, processor.chat, str(checkpoint.path))
     return processor
+
+
+def _refuse_lost_contract(files: CheckpointFiles) -> None:
+    """Without it a tile has the default's size, cameras any order and answers any length, and only the answers would show it."""
+    if files.has(TRACES_FILE):
+        raise CheckpointError(
+            f"{files.path}: {CONTRACT_FILE} is missing, yet {TRACES_FILE} says that training wrote this folder, and training "
+            f"writes both: nothing tells its tile size, cameras, prompts and answer budgets. Copy {CONTRACT_FILE} from the run"
+        )
 
 
 def _check_camera_file(checkpoint: Checkpoint, contract: Contract) -> None:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from drivekd.contract import CONTRACT_FILE, Contract, answer_budget, differences, read_contract, write_contract
 from drivekd.errors import CheckpointError, ConfigError
+from drivekd.files import TRACES_FILE
 from drivekd.hf_checkpoint import Checkpoint, CheckpointFiles, load_processor
 from drivekd.images import PREPROCESSING_VERSION
 from drivekd.processor import Processor, prompt_digest
@@ -217,3 +218,14 @@ def test_differences_are_told_by_field() -> None:
 def test_a_question_of_no_capability_may_be_answered_as_long_as_the_longest() -> None:
     assert [answer_budget(CONTRACT.max_new_tokens, name) for name in ("perception", "planning", "question")] == [40, 24, 40]
     assert answer_budget({}, "question") == 64
+
+
+@pytest.mark.numerics
+def test_a_folder_that_training_wrote_is_not_read_without_its_contract(bound: Path, tiny_run: TinyRun) -> None:
+    (bound / TRACES_FILE).write_bytes(b"")
+    load_processor(bound)
+    (bound / CONTRACT_FILE).rename(bound / "elsewhere.json")
+    with pytest.raises(CheckpointError, match=r"contract\.json is missing, yet data_traces\.safetensors says"):
+        load_processor(bound)
+    with pytest.raises(CheckpointError, match=r"contract\.json is missing"):  # an adapter's, over a released checkpoint
+        load_processor(tiny_run.student, adapter=CheckpointFiles(bound))
