@@ -131,7 +131,7 @@ class DataConfig(Section):
     capabilities: list[Capability] = Field(default=list(CAPABILITIES), min_length=1, description="Train on these alone.")
     question_type: Capability | None = Field(default=None, description="Of records that name none; default: they are refused.")
     skip_faulty: bool = Field(
-        default=False, description="Leave out records with problems, counted; else the first stops the run."
+        default=False, description="Leave out records that cannot be read, counted; else the first stops the run."
     )
     grounding_tokens: list[str] = Field(
         default=[], description="Special tokens of the tokenizer that texts may hold, such as <box>: they become ordinary ones."

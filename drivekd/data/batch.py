@@ -221,7 +221,10 @@ class Collator:
         try:
             return prompts.suffix(sample.question), [] if sample.answer is None else prompts.answer(sample.answer)
         except UsageError as error:
-            raise DataError(f"{sample.source}: {error}") from error
+            advice = (
+                "; data.grounding_tokens lists those to learn; drivekd data validate --checkpoint names all, --fix drops them"
+            )
+            raise DataError(f"{sample.source}: {error}{advice}") from error
 
     def pixel_values(self, paths: Sequence[Path], source: str) -> Tensor:
         """[N, *pixel_shape] of picture files. Raises DataError that names `source` and the file."""

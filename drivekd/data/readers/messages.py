@@ -96,7 +96,11 @@ def _capability(record: dict[str, Any], reading: Reading, faults: Faults) -> obj
     if capability is None and reading.capability is not None:
         return reading.capability
     if capability not in CAPABILITIES:
-        advice = "; say what they are: drivekd data convert --capability" if capability is None else ""
+        advice = (
+            "; say what they are: --capability of drivekd data convert and validate, data.question_type of a run"
+            if capability is None
+            else ""
+        )
         faults.add(
             "question_type", f"question_type: expected one of {', '.join(CAPABILITIES)}, found {capability!r}{advice}"[:400]
         )
