@@ -184,7 +184,8 @@ def evaluate(
     if found.finished:
         if found.rows:
             _print_table(f"{model} on {file}", found.header, found.rows)
-        _print_table("by what else an answer is scored", list(METRIC_COLUMNS), found.metrics)
+        if found.metrics:
+            _print_table(f"by what else an answer is scored, {found.metrics_of}", list(METRIC_COLUMNS), found.metrics)
         _talk(f"score sheet: {write_sheet(out)}")
     for note in found.notes:
         _talk(note)

@@ -83,11 +83,12 @@ class EvalRequest:
 @dataclass(frozen=True)
 class Evaluated:
     """header, rows: choice and yes/no accuracy, no rows without such questions. metrics: all others, under METRIC_COLUMNS, of the
-    first picture setting. notes: what a reader of the tables must know. finished: no shard is still asking."""
+    first picture setting, whose name is metrics_of. notes: what a reader of the tables must know. finished: no shard is still asking."""
 
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)
     metrics: list[list[str]] = field(default_factory=list)
+    metrics_of: str = ""
     notes: list[str] = field(default_factory=list)
     finished: bool = False
 
@@ -135,9 +136,9 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
         write_json(request.out / SETTINGS_FILE, settings_report(answers, reports, seed=settings.seed))
     notes += [f"{count} of {run.num_records} records were not asked: {reason}" for reason, count in run.not_asked.items()]
     notes += [f"not computed: {what} ({why})" for report in [*reports.values()][:1] for what, why in report.missing.items()]
-    first = next(iter(reports.values()))
+    setting, first = next(iter(reports.items()))
     others = [row for row in metric_cells(first) if row[0] != "accuracy"]
-    return Evaluated(*_table(reports), others, notes + caveats(first), finished=True)
+    return Evaluated(*_table(reports), others, setting, notes + caveats(first), finished=True)
 
 
 @dataclass(frozen=True)

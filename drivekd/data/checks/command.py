@@ -29,6 +29,8 @@ def validate_command(
     """
     if capability is not None and capability not in CAPABILITIES:
         raise UsageError(f"capability: expected one of {', '.join(CAPABILITIES)}, found {capability!r}")
+    if not path.exists():
+        raise UsageError(f"{path}: no such file")
     if fix is not None and fix.exists():
         raise UsageError(f"{fix} is there already; --fix writes a new file")
     report = validate_file(

@@ -66,7 +66,7 @@ class JudgedQuestion:
 
 @dataclass(frozen=True)
 class JudgeRow:
-    """The questions of one group under one picture setting. mean, interval (95 %, by scene): None where nothing has a score."""
+    """The questions of one group under one picture setting, n; its table shows how many of them have a score. mean, interval (95 %, by scene): None where nothing has a score."""
 
     scope: Scope
     capability: str
@@ -84,7 +84,7 @@ class JudgeRow:
         group = {"all": "all", "capability": self.capability, "topic": f"  {self.topic or '(no topic)'}"}[self.scope]
         mean = "-" if self.mean is None else f"{self.mean:.1f}"
         interval = "-" if self.interval is None else f"{self.interval[0]:.1f}-{self.interval[1]:.1f}"
-        return (group, self.setting, str(self.n), mean, interval, str(self.without_score), str(self.not_judged))
+        return (group, self.setting, str(self.scored), mean, interval, str(self.without_score), str(self.not_judged))
 
 
 def judged(question: Question, key: str, rubric: str, own_rubric: bool, line: Line | None) -> JudgedQuestion:

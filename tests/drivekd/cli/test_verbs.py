@@ -194,6 +194,12 @@ def test_validate_exits_0_on_good_and_1_on_bad_records(run: Run, tiny_run: TinyR
     assert "steering" in err
 
 
+def test_validate_of_a_file_that_is_not_there_was_asked_wrongly(run: Run, tmp_path: Path) -> None:
+    code, printed, err = run("data", "validate", str(tmp_path / "nowhere.json"))
+    assert (code, printed) == (2, "")
+    assert "nowhere.json: no such file" in err
+
+
 def test_overlap_exits_1_when_files_share_pictures(run: Run, tiny_run: TinyRun) -> None:
     same = str(tiny_run.folder / "train.json")
     code, _, err = run("data", "overlap", same, same)
