@@ -83,7 +83,8 @@ class EvalRequest:
 @dataclass(frozen=True)
 class Evaluated:
     """header, rows: choice and yes/no accuracy, no rows without such questions. metrics: all others, under METRIC_COLUMNS, of the
-    first picture setting, whose name is metrics_of. notes: what a reader of the tables must know. finished: no shard is still asking."""
+    first picture setting, whose name is metrics_of. notes: what a reader of the tables must know. finished: no shard is still
+    asking."""
 
     header: list[str] = field(default_factory=list)
     rows: list[list[str]] = field(default_factory=list)

@@ -66,7 +66,8 @@ class JudgedQuestion:
 
 @dataclass(frozen=True)
 class JudgeRow:
-    """The questions of one group under one picture setting, n; its table shows how many of them have a score. mean, interval (95 %, by scene): None where nothing has a score."""
+    """The n questions of one group under one picture setting; its table shows how many of them have a score. mean,
+    interval (95 %, by scene): None where nothing has a score."""
 
     scope: Scope
     capability: str
