@@ -1,8 +1,10 @@
 """Pictures of the built-in world whose traffic light stands at a drawn distance, red or green by a coin: records and distances.
 
-A scene of the world is taken as it is, but for its light: 15 to 120 m ahead on a straight road (the world's own stand at 16 to
-22 m), hidden by nothing. A window of the picture, drawn so that it holds the light, is what the camera sees: the light may be
-anywhere in it. Its colour hangs on nothing else in the scene, so that it must be seen.
+A scene of the world is taken as it is, but for its light: 30 to 600 m ahead on a straight road (the world's own stand at 16 to
+22 m), hidden by nothing. A window of the picture is what the camera sees, drawn so that the light hangs within the left or the
+right half, not between the two. Its colour hangs on nothing else in the scene, so that it must be seen. In a tile of 112 px the
+world's lamps of .9 m are about as wide as lamps of .3 m at the same distance in a tile of 448 px, where a picture of 1600 px has a
+focal length of 1,266 px.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from drivekd.world import Scene, make_scene, render_frame
 from drivekd.world.picture.camera import make_camera
 from drivekd.world.picture.labels import look
 from drivekd.world.questions import Record, records_of
-from drivekd.world.scene.assembly import SIGNAL_ID
 from drivekd.world.scene.street import SIGNAL_LAMP_RADIUS_M
 from drivekd.world.staging import situation_of
 
 CAMERA = "CAM_FRONT"
 RENDERED_PX, SEEN_PX = (448, 252), (320, 180)  # width, height; seen: the window that becomes the picture
-NEAREST_M, FARTHEST_M = 15.0, 120.0  # drawn evenly in their logarithm
+NEAREST_M, FARTHEST_M = 30.0, 600.0  # drawn evenly in their logarithm
 FIRST_SEEDS = {"train": 0, "test": 1_000_000}  # the world's: no scene is in both
 MIN_VISIBILITY = 0.95  # of the housing, as the world's own lights have it
 MOST_PLACES = 6
-MARGIN_PX = 4  # of the window around the light: its glow
+LEFT_PX, TOP_PX = (0, 120), 30  # of the window, at least: the light then hangs at .67 or at .3 of its width, a quarter down
+JITTER_PX = 8  # and so many more
 
 Window: TypeAlias = tuple[int, int]  # left, top
 
@@ -84,7 +86,7 @@ def _write_frame(folder: Path, split: str, seed: int) -> tuple[Record, float] | 
 
 
 def _with_light(scene: Scene) -> tuple[Scene, float, Window] | None:
-    """The scene with a light at the first of some drawn distances at which it is seen, and a window that holds it.
+    """The scene with a light at the first of some drawn distances at which it is seen, and its window.
 
     None: behind a near bus, say.
     """
@@ -95,14 +97,6 @@ def _with_light(scene: Scene) -> tuple[Scene, float, Window] | None:
         lit = replace(scene, signal=colour, signal_m=distance_m)
         sight = look(lit, make_camera(CAMERA, RENDERED_PX))
         if sight.signal_visibility >= MIN_VISIBILITY:
-            rows, columns = np.nonzero(sight.ids == SIGNAL_ID)
-            spans = [(int(columns.min()), int(columns.max())), (int(rows.min()), int(rows.max()))]
-            left, top = (_start(rng, *span, seen, size) for span, seen, size in zip(spans, SEEN_PX, RENDERED_PX, strict=True))
-            return lit, distance_m, (left, top)
+            left, top = int(rng.choice(LEFT_PX)) + rng.integers(JITTER_PX + 1), TOP_PX + rng.integers(JITTER_PX + 1)
+            return lit, distance_m, (int(left), int(top))
     return None
-
-
-def _start(rng: np.random.Generator, first: int, last: int, seen: int, size: int) -> int:
-    """Of a window of `seen` within `size` that holds first .. last, and a margin where there is room for one."""
-    least, most = max(0, last + MARGIN_PX + 1 - seen), min(size - seen, max(0, first - MARGIN_PX))
-    return int(rng.integers(least, max(least, most) + 1))

@@ -43,7 +43,7 @@ from drivekd.sample import Sample
 from .distant_lights import SEEN_PX, lamp_width_px, write_lights
 
 TILINGS = ("1x1", "2x1", "2x1+thumbnail")
-BANDS_M = (15, 30, 50, 80, 120)
+BANDS_M = (30, 75, 150, 300, 600)
 TILE_PX = 112  # of the demo's models
 RESAMPLES = 2000
 THREADS = 1  # so that CPU seconds mean the same on a busy machine

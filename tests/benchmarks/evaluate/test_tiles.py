@@ -54,7 +54,7 @@ def test_the_width_of_a_lamp_by_hand() -> None:
 def test_both_tables_are_printed(run_benchmark: RunBenchmark, tmp_path: Path) -> None:
     flags = ("--work", tmp_path, "--frames", 12, "--test-frames", 12, "--steps", 1, "--seeds", "0", "--tilings", "1x1,2x1")
     accuracy = run_benchmark("-m", "benchmarks.evaluate.tiles", *flags).stdout
-    assert "| 15 to 120 m | " in accuracy
+    assert "| 30 to 600 m | " in accuracy
     assert accuracy.count("whole accuracy by seed") == 2
     cost = run_benchmark("-m", "benchmarks.evaluate.tiles", *flags, "--cost", 1).stdout
     assert "| 1x1 | 16 | " in cost
