@@ -3,7 +3,7 @@
 A scene of the world is taken as it is, but for its light: 30 to 600 m ahead on a straight road (the world's own stand at 16 to
 22 m), hidden by nothing. A window of the picture is what the camera sees, drawn so that the light hangs within the left or the
 right half, not between the two. Its colour hangs on nothing else in the scene, so that it must be seen. In a tile of 112 px the
-world's lamps of .9 m are about as wide as lamps of .3 m at the same distance in a tile of 448 px, where a picture of 1600 px has a
+world's lamps of .9 m are about as wide as lamps of .3 m at the same distance in a tile of 448 px, for a camera of 1600 px with a
 focal length of 1,266 px.
 """
 
