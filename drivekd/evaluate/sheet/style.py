@@ -30,7 +30,7 @@ th.separate,th.separate~th{color:var(--judge)}
 white-space:nowrap}
 .heat td.cell{text-align:center;padding:.25rem .55rem;border:1px solid var(--paper);min-width:3.6rem}
 .heat th{padding:.25rem .55rem;white-space:normal;max-width:8rem}
-.heat th.word{padding-left:0}
+.heat th.word{padding-left:0;max-width:18rem}
 svg.chart{width:100%;max-width:45rem;height:auto;display:block}svg.square{width:19rem;max-width:100%}
 figure{margin:.3rem 0 1.2rem}.beside{display:inline-block;vertical-align:top;margin-right:2.2rem;max-width:100%}
 .beside figcaption{max-width:20rem}figcaption{color:var(--faint);font-size:.92rem;margin-bottom:.3rem}
