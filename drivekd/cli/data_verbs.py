@@ -34,13 +34,17 @@ def world(
     out: Out,
     frames: Annotated[int, typer.Option(min=1, help="Training frames.")] = 2000,
     labelled: Annotated[int, typer.Option(min=0, help="How many of them keep their answers.")] = 400,
+    validation: Annotated[int, typer.Option(min=0, help="Frames of validation.json, of other scenes.")] = 200,
+    test: Annotated[int, typer.Option(min=0, help="Frames of test.json, of other scenes.")] = 400,
     cameras: Annotated[str, typer.Option(help="front or six.")] = "front",
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Render the built-in driving world: records, pictures, manifest, contact sheet."""
     from drivekd.world.build import build_world_with_progress
 
-    rows = build_world_with_progress(out, frames=frames, labelled=labelled, cameras=cameras, seed=seed)
+    rows = build_world_with_progress(
+        out, frames=frames, labelled=labelled, validation=validation, test=test, cameras=cameras, seed=seed
+    )
     _print_table(f"driving world in {out}", ["", ""], rows)
 
 

@@ -61,6 +61,10 @@ EvalOverrides = Annotated[
         help="A setting, such as device=cuda:1, precision=bf16 or shard=1/4; all: docs/evaluation.md.",
     ),
 ]
+CalibrateOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as risk=0.05 or device=cuda:1; all: docs/calibration.md."),
+]
 PublicKey = Annotated[Path | None, typer.Option("--public-key", metavar="KEY.pub", help="Whose private key must have signed it.")]
 Structured = Annotated[bool, typer.Option("--structured", help="Answers as JSON under the bundle's schemas.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -143,8 +147,10 @@ def train(
         return plan.check()
     summary = run(settings, place, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # under `accelerate launch` every process comes here
-        accuracy = "" if summary.validation_accuracy is None else f"  accuracy {summary.validation_accuracy:.3f}"
-        typer.echo(f"{summary.final}  {summary.steps} steps  loss {summary.loss}  validation {summary.validation_loss}{accuracy}")
+        told = [str(summary.final), f"{summary.steps} steps", *(f"{name} {value:.3g}" for name, value in summary.loss.items())]
+        told += [] if summary.validation_loss is None else [f"validation {summary.validation_loss:.3g}"]
+        told += [] if summary.validation_accuracy is None else [f"accuracy {summary.validation_accuracy:.3f}"]
+        typer.echo("  ".join(told))
 
 
 @app.command()
@@ -221,7 +227,7 @@ def calibrate(
     out: Annotated[Path | None, typer.Option("--out", help="A new bundle, or a folder; default: in place.")] = None,
     answers: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the answers here, or use those of an eval.")] = None,
     structured: Structured = False,
-    overrides: EvalOverrides = None,
+    overrides: CalibrateOverrides = None,
 ) -> None:
     """How likely an answer is right, by capability: fitted on half of the scenes, reported on the others, stored for the car."""
     from drivekd.cli.calibrate import calibrate_command

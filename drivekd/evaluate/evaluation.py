@@ -21,7 +21,7 @@ from drivekd.evaluate.scores import COLUMNS, EvaluationReport, caveats, metric_c
 from drivekd.evaluate.scoring import scorable, score, why_not_scored
 from drivekd.evaluate.settings import EvalSettings, eval_settings
 from drivekd.evaluate.settings_report import SETTINGS_FILE, settings_report
-from drivekd.evaluate.structured_scores import structured_report, structured_samples
+from drivekd.evaluate.structured_scores import structured_report, why_not_structured
 from drivekd.evaluate.training_data import training_data
 from drivekd.files import file_digest, versions
 from drivekd.sample import Sample
@@ -102,7 +102,7 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     """
     settings = eval_settings(request.overrides)
     reference = read_samples(request.reference) if request.reference else ()
-    run = run_questions(request, settings, structured_samples if request.structured else scorable)
+    run = run_questions(request, settings, why_not_structured if request.structured else why_not_scored)
     training = training_data(request.model, request.reference, reference)
     notes = [f"answers are cut after so many tokens: {run.answerer.budgets.told()}"]
     if run.num_open:
@@ -112,11 +112,8 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
     for pictures in settings.pictures(request.settings):
         answered = run.answered(pictures.setting)
         notes += _cut(pictures.setting, answered)
-        if request.structured:
-            who = {"answerer": run.answerer.name, "digest": run.answerer.digest}
-            reports[pictures.setting] = structured_report(answered, **who, not_asked=run.not_asked, seed=settings.seed)
-            continue
-        reports[pictures.setting] = score(
+        report = structured_report if request.structured else score
+        reports[pictures.setting] = report(
             answered,
             answerer=run.answerer.name,
             digest=run.answerer.digest,
@@ -126,9 +123,9 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
             overlap_with=training.name,
             seed=settings.seed,
         )
-    for name, report in reports.items():
-        write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), report.to_json())
-        notes += _told_overlap(name, report)
+    for name, found in reports.items():
+        write_json(request.out / ("report.json" if len(reports) == 1 else f"report.{name}.json"), found.to_json())
+        notes += _told_overlap(name, found)
         if not request.structured:
             lines = [line for line in run.lines if line.answered.setting == name]
             notes += [f"for their own tools: {path}" for path in write_upstream(request.out, request.records, lines)]
@@ -136,7 +133,7 @@ def evaluate_file(request: EvalRequest) -> Evaluated:
         answers = {name: run.answered(name) for name in reports}
         write_json(request.out / SETTINGS_FILE, settings_report(answers, reports, seed=settings.seed))
     notes += [f"{count} of {run.num_records} records were not asked: {reason}" for reason, count in run.not_asked.items()]
-    notes += [f"not computed: {what} ({why})" for report in [*reports.values()][:1] for what, why in report.missing.items()]
+    notes += [f"not computed: {what} ({why})" for found in [*reports.values()][:1] for what, why in found.missing.items()]
     setting, first = next(iter(reports.items()))
     others = [row for row in metric_cells(first) if row[0] != "accuracy"]
     return Evaluated(*_table(reports), others, setting, notes + caveats(first), finished=True)
@@ -161,13 +158,14 @@ class Run:
         return [line.answered for line in self.lines if line.answered.setting == setting]
 
 
-def run_questions(
-    request: EvalRequest, settings: EvalSettings, chosen: Callable[[Sequence[Sample]], Sequence[Sample]] = scorable
-) -> Run:
-    """Ask what the folder `request.out` has no answer to yet. chosen: which samples are asked at all. Raises as evaluate_file."""
+def run_questions(request: EvalRequest, settings: EvalSettings, why_not: Callable[[Sample], str | None]) -> Run:
+    """Ask what the folder `request.out` has no answer to yet. why_not: why a sample is not asked; None = it is.
+
+    Raises as evaluate_file.
+    """
     pictures, shard = settings.pictures(request.settings), settings.part()
     samples = read_samples(request.records, image_root=request.image_root)
-    could_be = chosen(samples)
+    could_be = scorable(samples, why_not)
     asked = _asked(samples, could_be, settings.limit)
     if not all(one.are_black for one in pictures):
         check_images(asked.values())
@@ -175,7 +173,7 @@ def run_questions(
     decides = _decides(request, settings, pictures, answerer)
     Identity(decides, _told(request, answerer, pictures)).claim(request.out)
     lines, num_open = ask(answerer, asked, pictures, request.out, shard)
-    not_asked = _not_asked(samples, could_be, len(asked), settings.limit)
+    not_asked = _not_asked(samples, why_not, len(asked), settings.limit)
     return Run(answerer, decides["data"], len(samples), not_asked, lines, num_open)
 
 
@@ -227,13 +225,13 @@ def _cut(setting: str, answered: Sequence[Answered]) -> list[str]:
     return [f"{setting}: {counts.total()} of {len(answered)} answers were cut there ({told}); --set max_new_tokens=N gives more"]
 
 
-def _not_asked(samples: Sequence[Sample], chosen: Sequence[Sample], num_asked: int, limit: int | None) -> dict[str, int]:
+def _not_asked(
+    samples: Sequence[Sample], why_not: Callable[[Sample], str | None], num_asked: int, limit: int | None
+) -> dict[str, int]:
     """Reason -> number of records; together with those that were asked, all of the file."""
-    kept = {id(sample) for sample in chosen}
-    left = [sample for sample in samples if id(sample) not in kept]
-    counts = Counter(why_not_scored(sample) or "of a kind that this does not ask" for sample in left)
-    if len(chosen) > num_asked:
-        counts[f"beyond the first {limit} of their capability"] = len(chosen) - num_asked
+    counts = Counter(reason for reason in map(why_not, samples) if reason)
+    if beyond := len(samples) - counts.total() - num_asked:
+        counts[f"beyond the first {limit} of their capability"] = beyond
     return dict(counts)
 
 

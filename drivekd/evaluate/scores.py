@@ -193,8 +193,7 @@ COLUMNS = ("group", "n", "accuracy", "95 % interval", "majority", "random", "unp
 
 def _table_row(row: ScoreRow) -> tuple[str, ...]:
     group = {"all": "all", "capability": row.capability, "topic": f"  {row.topic or '(no topic)'}"}[row.scope]
-    low, high = row.interval
-    numbers = (f"{row.accuracy:.3f}", f"{low:.3f}-{high:.3f}", f"{row.majority:.3f}", f"{row.random:.3f}")
+    numbers = (f"{row.accuracy:.3f}", _interval_cell(row.interval), f"{row.majority:.3f}", f"{row.random:.3f}")
     return (group, str(row.n), *numbers, str(row.unparsed), "yes" if row.beyond_majority else "no")
 
 
@@ -227,9 +226,14 @@ METRIC_COLUMNS = ("metric", "capability", "n", "value", "95 % interval")
 def metric_cells(report: EvaluationReport) -> list[list[str]]:
     """A report's metrics as text, under METRIC_COLUMNS."""
     return [
-        [row.metric, row.capability or "all", str(row.n), f"{row.value:.3f}", f"{row.interval[0]:.3f}-{row.interval[1]:.3f}"]
+        [row.metric, row.capability or "all", str(row.n), f"{row.value:.3f}", _interval_cell(row.interval)]
         for row in report.metrics
     ]
+
+
+def _interval_cell(interval: Interval) -> str:
+    """A dash where one scene is all there is of a metric without a maximum."""
+    return f"{interval[0]:.3f}-{interval[1]:.3f}" if math.isfinite(interval[1]) else "-"
 
 
 def write_report(report: EvaluationReport, out: Path) -> None:

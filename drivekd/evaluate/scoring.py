@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from drivekd.answered import Answered
 from drivekd.errors import DataError
@@ -19,17 +19,6 @@ from drivekd.sample import Sample
 __all__ = ["item_from_sample", "parse_answer", "scorable", "score", "why_not_scored"]
 
 
-def scorable(samples: Sequence[Sample]) -> list[Sample]:
-    """Those that can be scored, in their order. Raises DataError when none can, with what keeps them from it."""
-    asked = [sample for sample in samples if why_not_scored(sample) is None]
-    if not asked:
-        reasons = Counter(map(why_not_scored, samples))
-        told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
-        first = f", such as {samples[0].source}" if samples else ""
-        raise DataError(f"none of {len(samples)} samples can be scored: {told or 'there are none'}{first}")
-    return asked
-
-
 def why_not_scored(sample: Sample) -> str | None:
     """Why nothing can score this sample's answer, for counting; None when something can."""
     if sample.answer is None or not sample.answer.strip():
@@ -38,6 +27,16 @@ def why_not_scored(sample: Sample) -> str | None:
         what = "one offered letter" if sample.answer_form == "choice" else "yes or no"
         return f"{sample.answer_form} questions whose true answer does not state {what}"
     return None
+
+
+def scorable(samples: Sequence[Sample], why_not: Callable[[Sample], str | None] = why_not_scored) -> list[Sample]:
+    """Those that can be scored, in their order. Raises DataError when none can, with what keeps them from it."""
+    asked = [sample for sample in samples if why_not(sample) is None]
+    if not asked:
+        told = "; ".join(f"{count} {reason}" for reason, count in Counter(map(why_not, samples)).most_common())
+        first = f", such as {samples[0].source}" if samples else ""
+        raise DataError(f"none of {len(samples)} samples can be scored: {told or 'there are none'}{first}")
+    return asked
 
 
 def score(

@@ -20,7 +20,7 @@ from drivekd.evaluate import metrics
 from drivekd.evaluate.metrics import Item
 from drivekd.evaluate.score_rows import score_rows
 from drivekd.evaluate.scored import Scored, cluster
-from drivekd.evaluate.scores import EvaluationReport
+from drivekd.evaluate.scores import EvaluationReport, Overlap
 from drivekd.runtime.answers.schemas import default_schemas
 from drivekd.sample import Sample
 from drivekd.structured.pictures import PictureSizes
@@ -30,14 +30,9 @@ _NULL = "null"
 NOTHING = "nothing"  # a list without objects says that there is none
 
 
-def structured_samples(samples: Sequence[Sample]) -> list[Sample]:
-    """Those whose own structured answer states something to compare with. Raises DataError when there is none."""
-    found = [sample for sample in samples if true_key(sample) is not None]
-    if not found:
-        raise DataError(
-            f"none of {len(samples)} samples has a structured answer, of its own or in its text, that names actions or objects"
-        )
-    return found
+def why_not_structured(sample: Sample) -> str | None:
+    """Why a structured answer to it cannot be scored, for counting; None when it can."""
+    return None if true_key(sample) is not None else "without actions or objects in their answer, so without a structured one"
 
 
 def true_key(sample: Sample) -> str | None:
@@ -64,19 +59,36 @@ def stated_key(capability: str, text: str) -> str | None:
 
 
 def is_right(one: Answered) -> bool:
-    """Whether an answer to one of `structured_samples` states what its record does."""
+    """Whether an answer to a sample that states something states what its record does."""
     return stated_key(one.sample.capability, one.given.text) == true_key(one.sample)
 
 
 def structured_report(
-    answered: Sequence[Answered], *, answerer: str, digest: str, not_asked: Mapping[str, int], seed: int
+    answered: Sequence[Answered],
+    *,
+    answerer: str,
+    digest: str,
+    reference: Sequence[Sample] = (),
+    not_asked: Mapping[str, int],
+    overlapping: Sequence[bool] | None = None,
+    overlap_with: str = "",
+    seed: int,
 ) -> EvaluationReport:
-    """Accuracy by capability and topic, with the commonest answer's beside it. answered: to `structured_samples`."""
-    keys = [true_key(one.sample) for one in answered]
-    classes: dict[str, dict[str, str]] = {}
-    for one, key in zip(answered, keys, strict=True):
-        classes.setdefault(one.sample.capability, {})[str(key)] = str(key)
-    scored = [_scored(one, str(key), classes[one.sample.capability]) for one, key in zip(answered, keys, strict=True)]
+    """Accuracy by capability and topic, with the commonest answer's beside it. answered: to samples that state something.
+
+    reference, overlapping, overlap_with: as drivekd.evaluate.scoring.score has them.
+    """
+    if not answered:
+        raise DataError("there are no answers to score")
+    items = _items([*reference, *(one.sample for one in answered)])
+    of_reference, of_answered = items[: len(reference)], items[len(reference) :]
+    stated = [item for item in of_reference if item is not None]
+    scored = [_scored(one, item) for one, item in zip(answered, of_answered, strict=True) if item is not None]
+    overlap = None
+    if overlapping is not None:
+        kept = [one for one, seen in zip(scored, overlapping, strict=True) if not seen]
+        rows = tuple(score_rows(kept, stated, seed))
+        overlap = Overlap(overlap_with, len(scored), len(scored) - len(kept), rows, metrics=())
     cut = [one.sample.capability for one in answered if one.given.finish_reason == "length"]
     return EvaluationReport(
         answerer=answerer,
@@ -84,16 +96,31 @@ def structured_report(
         images=answered[0].setting,
         seed=seed,
         resamples=metrics.NUM_RESAMPLES,
-        scores=tuple(score_rows(scored, [], seed)),
+        scores=tuple(score_rows(scored, stated, seed)),
         tags=(),
         predictions=(),
         not_asked=dict(not_asked),
         truncated={name: cut.count(name) for name in sorted(set(cut))},
+        overlap=overlap,
     )
 
 
-def _scored(one: Answered, key: str, classes: Mapping[str, str]) -> Scored:
-    item = Item(f"{one.sample.capability}/{one.sample.topic}/structured", classes, key, cluster(one.sample))
+def _items(samples: Sequence[Sample]) -> list[Item | None]:
+    """What each states, among all that its capability's samples state; None where it states nothing."""
+    keys = [true_key(sample) for sample in samples]
+    classes: dict[str, dict[str, str]] = {}
+    for sample, key in zip(samples, keys, strict=True):
+        if key is not None:
+            classes.setdefault(sample.capability, {})[key] = key
+    return [
+        None
+        if key is None
+        else Item(f"{sample.capability}/{sample.topic}/structured", classes[sample.capability], key, cluster(sample))
+        for sample, key in zip(samples, keys, strict=True)
+    ]
+
+
+def _scored(one: Answered, item: Item) -> Scored:
     parsed = stated_key(one.sample.capability, one.given.text)
     return Scored(one.sample, one.given, item, parsed, one.given.text, one.sample.answer or "", (), (), 0)
 

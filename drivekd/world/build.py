@@ -136,11 +136,20 @@ def _needed_bytes(settings: WorldSettings) -> int:
 CAMERA_SETS = {"front": ("CAM_FRONT",), "six": CAMERAS}
 
 
-def build_world_with_progress(out: Path, *, frames: int, labelled: int, cameras: str, seed: int) -> list[list[str]]:
+def build_world_with_progress(
+    out: Path, *, frames: int, labelled: int, validation: int, test: int, cameras: str, seed: int
+) -> list[list[str]]:
     """Build a world into `out`; returns table rows. Raises UsageError, DataError."""
     if cameras not in CAMERA_SETS:
         raise UsageError(f"--cameras {cameras}: expected one of {', '.join(CAMERA_SETS)}")
-    settings = WorldSettings(train_frames=frames, labelled_frames=min(labelled, frames), cameras=CAMERA_SETS[cameras], seed=seed)
+    settings = WorldSettings(
+        train_frames=frames,
+        labelled_frames=min(labelled, frames),
+        validation_frames=validation,
+        test_frames=test,
+        cameras=CAMERA_SETS[cameras],
+        seed=seed,
+    )
     line = ProgressLine()
     summary = build_world(out, settings, progress=lambda done, total: line.show(f"frame {done}/{total}", final=done == total))
     actions = ", ".join(f"{name} {share:.0%}" for name, share in summary.action_shares.items())

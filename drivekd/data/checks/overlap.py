@@ -22,7 +22,8 @@ from .named import Named, read_named
 
 @dataclass(frozen=True)
 class OverlapReport:
-    """What both files hold, each sorted. image_contents: pairs "A = B" of files with the same bytes (SHA-256).
+    """What both files hold, each sorted. image_contents: pairs "A = B" of files with the same bytes (SHA-256), "A" where both
+    files name the very same one.
 
     questions: how many distinct question texts are in both, first_question: one of them. pictures: (named, found) of each file.
     """
@@ -129,7 +130,8 @@ def _same_contents(a: Iterable[Path], b: Iterable[Path]) -> tuple[str, ...]:
     common = sizes_a.keys() & sizes_b.keys()
     hashes_a = _by_hash(path for size in common for path in sizes_a[size])
     hashes_b = _by_hash(path for size in common for path in sizes_b[size])
-    return tuple(sorted(f"{hashes_a[digest]} = {hashes_b[digest]}" for digest in hashes_a.keys() & hashes_b.keys()))
+    pairs = ((str(hashes_a[digest]), str(hashes_b[digest])) for digest in hashes_a.keys() & hashes_b.keys())
+    return tuple(sorted(first if first == second else f"{first} = {second}" for first, second in pairs))
 
 
 def _by_size(paths: Iterable[Path]) -> dict[int, list[Path]]:

@@ -14,6 +14,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,12 +26,12 @@ from drivekd.errors import DataError
 Shape = Literal["array", "object", "lines", "other"]
 _PIECE = 1 << 20  # characters
 _CUT = 16  # an error so near to the end of the window may be the window's: the longest token that is no string has 12 characters
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
 class Element:
-    """number: from 1. value: parsed. fault: why a line of JSON Lines is no JSON, else empty."""
+    """number: from 1. value: parsed. fault: why a line of JSON Lines is no JSON, or which key an object of it has twice; else
+    empty."""
 
     number: int
     value: object
@@ -63,6 +64,7 @@ class JsonCursor:
         self._text, self._at = "", 0
         self._lines = 0  # line breaks before the window
         self._ended = False
+        self._decoder, self._doubled = _decoder()
 
     def peek(self) -> str:
         """The next character that is no blank, "" at the end of the file."""
@@ -83,11 +85,12 @@ class JsonCursor:
         return found
 
     def value(self) -> object:
-        """Parse the next value."""
+        """Parse the next value; `twice` then tells what it holds twice."""
         self.peek()
         while True:
+            self._doubled.clear()
             try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
+                value, end = self._decoder.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if self._may_be_cut(error) and self._read_on():
                     continue
@@ -98,6 +101,11 @@ class JsonCursor:
                 continue
             self._at = end
             return cast(object, value)
+
+    @property
+    def twice(self) -> str:
+        """Which key an object of the last value has twice, of which Python's json would keep the last alone; else empty."""
+        return _told_twice(self._doubled)
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT
@@ -117,6 +125,24 @@ class JsonCursor:
     def _error(self, message: str, position: int | None = None) -> DataError:
         line = self._lines + self._text.count("\n", 0, self._at if position is None else position) + 1
         return DataError(f"{self._path}: not valid JSON, perhaps cut off (line {line}: {message})")
+
+
+def _decoder() -> tuple[json.JSONDecoder, list[str]]:
+    """A decoder, and where it puts each key that an object has twice."""
+    doubled: list[str] = []
+
+    def made(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            doubled.extend(key for key, count in counts.items() if count > 1)
+        return value
+
+    return json.JSONDecoder(object_pairs_hook=made), doubled
+
+
+def _told_twice(doubled: list[str]) -> str:
+    return f"key {doubled[0]!r} stands twice in one object: which one holds?" if doubled else ""
 
 
 def shape(path: Path) -> Shape:
@@ -170,22 +196,26 @@ def _elements(cursor: JsonCursor) -> Iterator[Element]:
         return
     while True:
         number += 1
-        yield Element(number, cursor.value())
+        value = cursor.value()
+        yield Element(number, value, cursor.twice)
         if cursor.take(",]") == "]":
             return
 
 
 def _lines(path: Path) -> Iterator[Element]:
     with open_text(path) as text:
-        number = 0
+        number, (decoder, doubled) = 0, _decoder()
         for line in text:
             if not line.strip():
                 continue
             number += 1
+            doubled.clear()
             try:
-                yield Element(number, json.loads(line))
+                value = decoder.decode(line)
             except (ValueError, RecursionError) as error:
                 yield Element(number, None, f"not valid JSON ({error})")
+            else:
+                yield Element(number, value, _told_twice(doubled))
 
 
 def members(path: Path, *, whole: bool = True) -> Iterator[tuple[str, object]]:
@@ -199,7 +229,10 @@ def members(path: Path, *, whole: bool = True) -> Iterator[tuple[str, object]]:
             if not whole and cursor.peek() == "[":
                 yield key, []
                 return
-            yield key, cursor.value()
+            value = cursor.value()
+            if cursor.twice:
+                raise DataError(f"{path}: {key}: {cursor.twice}")
+            yield key, value
 
 
 def member_elements(path: Path, wanted: str) -> Iterator[Element]:

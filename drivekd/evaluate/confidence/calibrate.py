@@ -13,7 +13,7 @@ from drivekd.answered import Answered
 from drivekd.errors import DataError, UsageError
 from drivekd.evaluate.evaluation import EvalRequest, run_questions
 from drivekd.evaluate.scoring import item_from_sample, parse_answer, why_not_scored
-from drivekd.evaluate.structured_scores import is_right, structured_samples
+from drivekd.evaluate.structured_scores import is_right, why_not_structured
 from drivekd.runtime.answers.confidence import Calibration, entry_name
 from drivekd.sample import CAPABILITIES, Sample
 
@@ -67,19 +67,14 @@ def calibrate(request: CalibrationRequest) -> CalibrationReport:
         asked = EvalRequest(
             request.model, request.records, folder, request.image_root, structured=request.structured, overrides=request.overrides
         )
-        run = run_questions(asked, settings, structured_samples if request.structured else _closed)
+        run = run_questions(asked, settings, why_not_structured if request.structured else _why_not_closed)
     return _report(run.answered("clean"), settings, request.structured, data=run.data_digest, model=run.answerer.digest)
 
 
-def _closed(samples: Sequence[Sample]) -> list[Sample]:
-    """Questions whose answers are right or wrong."""
-    found = [sample for sample in samples if sample.answer_form != "open" and why_not_scored(sample) is None]
-    if not found:
-        raise DataError(
-            f"none of {len(samples)} samples is a choice or yes/no question whose true answer states a class; only their answers "
-            "are right or wrong"
-        )
-    return found
+def _why_not_closed(sample: Sample) -> str | None:
+    if sample.answer_form == "open":
+        return "open questions: an answer to a choice or yes/no question is right or wrong, to these it is neither"
+    return why_not_scored(sample)
 
 
 def _is_right(one: Answered) -> bool:

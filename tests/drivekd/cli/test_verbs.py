@@ -22,7 +22,7 @@ SURFACE = {
     "": ([], ["--version"]),
     "demo": ([], ["--out", "--video"]),
     "data": ([], []),
-    "data world": ([], ["--cameras", "--frames", "--labelled", "--out", "--seed"]),
+    "data world": ([], ["--cameras", "--frames", "--labelled", "--out", "--seed", "--test", "--validation"]),
     "data validate": (
         ["FILE"],
         ["--capability", "--checkpoint", "--fix", "--frames", "--image-root", "--json", "--skip-images", "--unlabelled"],

@@ -16,7 +16,7 @@ from drivekd.errors import DataError, UsageError
 from drivekd.evaluate import COLUMNS, evaluate, write_report
 from drivekd.evaluate.answering import CLEAN, Budgets, OnAnswer, Pictures, open_answerer
 from drivekd.evaluate.answering.bundle_answerer import with_cameras
-from drivekd.evaluate.scores import caveats
+from drivekd.evaluate.scores import caveats, metric_cells
 from drivekd.evaluate.scoring import score
 from drivekd.sample import AnswerForm, Capability, Sample
 
@@ -254,6 +254,11 @@ def test_the_table_has_a_row_per_group() -> None:
     assert [row[0] for row in rows] == ["all", "perception", "  wet", "planning", "  way"]
     assert all(len(row) == len(COLUMNS) for row in rows)
     assert rows[3][1:3] == ("4", "0.500")
+
+
+def test_an_interval_without_an_end_is_a_dash() -> None:
+    rows = metric_cells(evaluate(Recited("Slow down."), [sample("What now?", "Brake.", "open", scene="one")] * 2))
+    assert {row[0]: row[4] for row in rows}["words"] == "-", "one scene says nothing of how long others' answers are"
 
 
 def test_the_written_report_reads_back(tmp_path: Path) -> None:

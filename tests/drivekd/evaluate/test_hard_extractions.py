@@ -164,10 +164,47 @@ def test_choice_is_never_guessed(text: str, letter: str | None) -> None:
         ("Stop immediately", "A"),
         ("The light is red.", "B"),
         ("It is a red light.", "B"),
+        ("It was red before.", None),
+        ("It was red a moment ago, now it is green.", "C"),
+        ("There is a bus stop.", None),
+        ("The stop is on the right", None),
+        ("It should stop turning left.", None),
+        ("It should stop moving.", "A"),
+        ("It comes to a stop", "A"),
     ],
 )
 def test_a_word_that_describes_another_thing_is_not_chosen(text: str, letter: str | None) -> None:
     assert choice(text, "What does the light say? Options: A. Stop. B. Red. C. Green.") == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("A car ahead will turn right.", None),
+        ("A car ahead is going to turn right.", None),
+        ("The car ahead should stop.", None),
+        ("The car ahead turns. Turn right", "B"),
+        ("The truck in the left lane stops.", None),
+        ("Another vehicle may turn right", None),
+        ("The oncoming van stops", None),
+        ("The car should stop turning right.", None),
+        ("The car should turn right.", "B"),
+        ("The car should turn right, a car ahead stands still.", "B"),
+        ("A bus is ahead, so turn right.", "B"),
+        ("Yield to a car ahead and turn right", "B"),
+        ("Because of the car ahead it must stop.", "C"),
+        ("The car should stop behind the bus.", "C"),
+        ("A pedestrian crosses, it should stop", "C"),
+    ],
+)
+def test_what_another_road_user_does_is_not_what_the_ego_vehicle_should_do(text: str, letter: str | None) -> None:
+    assert choice(text, "What should the ego vehicle do? Options: A. Turn left. B. Turn right. C. Stop.") == letter
+
+
+def test_what_another_road_user_does_answers_a_question_about_it() -> None:
+    question = "What is the moving status of the car ahead? Options: A. Turn left. B. Turn right. C. Stop."
+    assert choice("A car ahead will turn right.", question) == "B"
+    assert choice("The car ahead should stop turning right.", question) is None
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from drivekd.errors import DataError
 from drivekd.evaluate.confidence.calibrate import CalibrationRequest, calibrate
 from drivekd.evaluate.evaluation import EvalRequest, evaluate_file
 from drivekd.evaluate.predictions import answers_in
-from drivekd.evaluate.structured_scores import stated_key, structured_samples
+from drivekd.evaluate.scoring import scorable
+from drivekd.evaluate.structured_scores import stated_key, why_not_structured
 from drivekd.sample import Sample
 
 PLANS = (["stop"], ["keep_speed", "keep_lane"], ["slow_down"])
@@ -99,6 +100,23 @@ def test_eval_scores_what_they_say(records: Path, tmp_path: Path, monkeypatch: p
     assert answers_in(tmp_path / "out")[0].answered.sample.structured is not None
 
 
+def test_eval_compares_with_the_commonest_answer_of_the_reference(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivekd.evaluate.evaluation.open_answerer", lambda *_: Recited(mostly_right))
+    reference = tmp_path / "train.json"
+    slowing = [one | {"structured": plan(["slow_down"])} for one in json.loads(records.read_text())[:10]]
+    others = [one | {"structured": plan(["yield"]), "meta": {"kind": "open", "scene": "s0"}} for one in slowing[:4]]
+    reference.write_text(json.dumps([*slowing, *others, slowing[0] | {"structured": None}]), encoding="utf-8")
+    request = EvalRequest(tmp_path / "model", records, tmp_path / "out", reference=reference, structured=True)
+    found = evaluate_file(request)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["scores"][0]["majority_from"] == "reference"
+    assert report["scores"][0]["majority"] == pytest.approx(100 / 300), "slow_down, of three kinds in turn"
+    assert {row[0]: row[5] for row in found.rows}["planning"] == "0.250", "four kinds: those of the reference can be guessed, too"
+    assert report["overlap"]["marked"] == 9 and report["overlap"]["scores"][0]["n"] == 291, "scene s0"
+
+
 def test_they_are_calibrated_apart(records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drivekd.evaluate.evaluation.open_answerer", lambda *_: Recited(mostly_right))
     report = calibrate(CalibrationRequest(tmp_path / "model", records, structured=True))
@@ -107,5 +125,5 @@ def test_they_are_calibrated_apart(records: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_records_without_structured_answers_are_refused() -> None:
-    with pytest.raises(DataError, match="none of 1 samples has a structured answer"):
-        structured_samples([Sample("f", "planning", "What?", "Hm.", ())])
+    with pytest.raises(DataError, match="none of 1 samples can be scored: 1 without actions or objects in their answer"):
+        scorable([Sample("f", "planning", "What?", "Hm.", ())], why_not_structured)

@@ -84,3 +84,18 @@ def test_a_file_much_larger_than_the_window_is_never_held(file: Path, monkeypatc
     monkeypatch.setattr(json_stream.JsonCursor, "_read_on", watched)
     assert [element.value["n"] for element in elements(file)] == list(range(5_000))  # type: ignore[index]
     assert widest < 3 << 12
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_key_that_stands_twice_is_named_with_its_record(file: Path, lines: bool) -> None:
+    """Python's json keeps the last alone, so half of what the user wrote would be lost without a word."""
+    sound, doubled = '{"a": 1, "b": [{"a": 2}]}', '{"a": 1, "b": [{"c": 2, "c": 2}]}'
+    file = file.with_suffix(".jsonl" if lines else ".json")
+    file.write_text(f"{sound}\n{doubled}\n{sound}" if lines else f"[{sound}, {doubled}, {sound}]", encoding="utf-8")
+    assert [element.fault for element in elements(file)] == ["", "key 'c' stands twice in one object: which one holds?", ""]
+
+
+def test_a_key_that_stands_twice_in_a_member_is_named(file: Path) -> None:
+    file.write_text('{"one": {"a": 1}, "two": {"a": 1, "a": 2}}', encoding="utf-8")
+    with pytest.raises(DataError, match="two: key 'a' stands twice in one object"):
+        dict(members(file))
