@@ -21,8 +21,9 @@ demo: setup
 unit: setup
 	$(BIN)/python -m pytest -m "not numerics and not e2e and not ros and not real and not slow and not gpu and not trt"
 
+# In two processes: half of the time on two cores, and no more memory than a small machine has.
 test: check
-	$(BIN)/python -m pytest -m "not slow and not gpu and not trt"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not trt"
 
 # A pretrained language model in a checkpoint (93 MB are fetched): what tests marked `real` use.
 real-weights: setup

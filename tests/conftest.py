@@ -55,6 +55,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if unwanted & kinds_of_all_tests(collection_path.read_text()) else None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (pytest -n 2 --dist loadgroup) one has a file's tests, and one all that need real weights: each file's
+    fixtures are made once, and so is the bundle of real weights."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("real" if item.get_closest_marker("real") else item.path.stem))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Imports leave no garbage to speak of."""

@@ -14,7 +14,7 @@ from places import ROOT
 
 from drivekd.runtime import Session, load_bundle
 
-LEFT_OUT = pytest.StashKey[str]()
+LEFT_OUT = "needs real weights: "
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,8 +30,7 @@ def real_checkpoint(pytestconfig: pytest.Config) -> Path:
     try:
         return real_checkpoint(pytestconfig.getoption("--real-weights"))
     except NotFetchedError as error:
-        pytestconfig.stash[LEFT_OUT] = str(error)
-        pytest.skip(f"needs real weights: {error}")
+        pytest.skip(f"{LEFT_OUT}{error}")
 
 
 @pytest.fixture(scope="session")
@@ -51,10 +50,11 @@ def real_session(real_bundle: Path) -> Iterator[Session]:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
-    """Behind everything else that is said."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Behind everything else that is said, whichever process left them out."""
     yield
-    if (why := config.stash.get(LEFT_OUT, None)) is not None:
+    skipped = (str(report.longrepr[-1]) for report in terminalreporter.stats.get("skipped", ()))
+    if (why := next((text.partition(LEFT_OUT)[2] for text in skipped if LEFT_OUT in text), None)) is not None:
         terminalreporter.section("REAL WEIGHTS LEFT OUT", sep="!", red=True, bold=True)
         terminalreporter.write_line("No test marked `real` was run: nothing here has seen pretrained weights.", red=True)
         terminalreporter.write_line(why, red=True)
