@@ -48,7 +48,7 @@ from drivekd.world import build_world
 STUDENTS: dict[str, tuple[str, ...]] = {
     "plain": (),
     "int4": ("student.quantization={precision: int4, int8: [lm_head]}",),
-    "int4-last-third": ("student.quantization={precision: int4, int8: [lm_head], last_steps: 133}",),
+    "int4-last-third": ("student.quantization={precision: int4, int8: [lm_head], last_steps: 233}",),
 }
 ROUNDED = "plain, int4 by rounding"
 RESAMPLES = 2000

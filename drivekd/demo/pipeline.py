@@ -15,6 +15,7 @@ from pathlib import Path
 
 from drivekd.config import RunConfig, load_config
 from drivekd.data.readers import read_samples
+from drivekd.demo import both_forms
 from drivekd.demo.ros_workspace import build_workspace, run_ros_demo
 from drivekd.distill.training.train import train
 from drivekd.errors import UsageError
@@ -80,6 +81,7 @@ def run_demo(out: Path, *, video: Path | None = None, size: DemoSize | None = No
         accuracy = _accuracy_rows(out)
     with _stage("5/7 ONNX bundle, checked against the student"):
         bundle_rows = _bundle_rows(out)
+        form_rows = _form_rows(out)
     with _stage("6/7 ROS 2 workspace"):
         install = build_workspace(ROS_WORKSPACE, out / "ros", log=out / "ros" / "build.log")
     with _stage("7/7 camera topic in, text topics out"):
@@ -87,11 +89,13 @@ def run_demo(out: Path, *, video: Path | None = None, size: DemoSize | None = No
     minutes = (time.monotonic() - started_s) / 60
     tables = [
         render_table(TITLE, HEADER, accuracy),
+        render_table(both_forms.TITLE, both_forms.HEADER, form_rows),
         render_table("bundle and ROS 2", ["", ""], [*bundle_rows, *ros_rows, ["whole demo", f"{minutes:.1f} minutes"]]),
     ]
     text = "\n".join(tables)
     write_whole(out / "summary.txt", text)
-    write_whole_json(out / "summary.json", {"accuracy": accuracy, "bundle": bundle_rows, "ros": ros_rows, "minutes": minutes})
+    found = {"accuracy": accuracy, "forms": form_rows, "bundle": bundle_rows, "ros": ros_rows, "minutes": minutes}
+    write_whole_json(out / "summary.json", found)
     return text
 
 
@@ -180,6 +184,16 @@ def _bundle_rows(out: Path) -> list[list[str]]:
         ["export parity, torch against ONNX", f"max |difference| {worst:.1e} over {len(parity.rows)} outputs, passed"],
         ["three answers a frame", f"p50 {total.p50_ms:.1f} ms, p95 {total.p95_ms:.1f} ms ({timing.device}, {timing.backend})"],
     ]
+
+
+def _form_rows(out: Path) -> list[list[str]]:
+    line = ProgressLine()
+    return both_forms.both_forms(
+        out / "bundle",
+        out / "world" / "test.json",
+        reference=read_samples(out / "world" / "train.json"),
+        on_progress=lambda done, total: line.show(f"structured: {done}/{total} frames", final=done == total),
+    ).rows()
 
 
 def _ros_rows(out: Path, install: Path, video: Path | None) -> list[list[str]]:

@@ -3,7 +3,8 @@
     student     a small model that has read captions of the driving world, as InternVL3-1B has read captions of ours
     teachers    a larger model: captions, then every question, then three copies fine-tuned, each on its capability
 
-All scenes are labelled here; the demo's student sees answers to few of them. The result is OUT/models in bf16, which lies in
+All scenes are labelled here; the demo's student sees answers to few of them. All four learn free text first (OUT/free-text), then
+get tokens for what JSON answers are written with, and read on in both forms. The result is OUT/models in bf16, which lies in
 `drivekd/demo/models/`, since making it takes longer than a demo may.
 """
 
@@ -11,22 +12,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from drivekd.config import DataConfig, OptimizerConfig, PromptsConfig, RunConfig, StudentConfig, TrainingConfig
 from drivekd.contract import CONTRACT_FILE
 from drivekd.distill.training.train import train
-from drivekd.files import TRACES_FILE
+from drivekd.files import TRACES_FILE, whole_directory
 from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import configure_logging, logger
 from drivekd.models.internvl import load_model
-from drivekd.models.tiny import TINY_STUDENT, TINY_TEACHER, TinySize, build_tiny, train_tokenizer, write_checkpoint
+from drivekd.models.tiny import PHRASE_SPLIT, TINY_STUDENT, TINY_TEACHER, TinySize, build_tiny, train_tokenizer, write_checkpoint
 from drivekd.sample import CAMERAS, CAPABILITIES, Capability
 from drivekd.world import COORDINATE_WORDS, PROMPTS, WorldSettings, build_world
 
@@ -36,7 +39,8 @@ CAPTION_TOPIC = "scene"
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of supervised fine-tuning. records: file in the world's folder; steps of batch_size questions."""
+    """One run of supervised fine-tuning. records: file in the world's folder; steps of batch_size questions. both_forms: each
+    structured answer is learnt beside the free one."""
 
     name: str
     records: str
@@ -44,12 +48,17 @@ class Stage:
     batch_size: int
     learning_rate: float
     capabilities: Sequence[Capability] = CAPABILITIES
+    both_forms: bool = False
 
 
 STUDENT_CAPTIONS = Stage("student", "captions.json", 400, 64, 3e-3)
 TEACHER_CAPTIONS = Stage("teacher-captions", "captions.json", 700, 64, 2e-3)
 TEACHER_QUESTIONS = Stage("teacher-questions", "train.json", 900, 48, 1.5e-3)
 TEACHER_CAPABILITIES = [Stage(name, "train.json", 200, 48, 5e-4, [name]) for name in CAPABILITIES]
+STUDENT_FORMS = Stage("student-forms", "captions.json", 1200, 64, 2e-3, both_forms=True)
+TEACHER_FORMS = [Stage(f"{name}-forms", "train.json", 850, 48, 7e-4, [name], both_forms=True) for name in CAPABILITIES]
+BOTH_FORMS = dict(zip(["student", *CAPABILITIES], [STUDENT_FORMS, *TEACHER_FORMS], strict=True))
+JSON_WORDS_LEAST = 5  # a piece of a JSON answer that stands so often in the records becomes a token
 
 
 def make_models(out: Path) -> None:
@@ -60,12 +69,56 @@ def make_models(out: Path) -> None:
         build_world(world, WorldSettings(train_frames=FRAMES, labelled_frames=FRAMES))
     captions = [record for record in _records(world / "train.json") if record["meta"]["topic"] == CAPTION_TOPIC]
     (world / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
-    tokenizer = train_tokenizer(corpus(world / "train.json"), [*CAMERAS, *COORDINATE_WORDS], TINY_TEACHER.vocab_size)
-    _ship(_fine_tune(_fresh(out / "fresh-student", TINY_STUDENT, tokenizer), out, STUDENT_CAPTIONS), out / "models" / "student")
+    free_text = out / "free-text"
+    if not free_text.exists():
+        _learn_free_text(out, free_text)
+    words = json_words(world / "train.json")
+    for name, stage in BOTH_FORMS.items():
+        _ship(_fine_tune(grown(free_text / name, words, out / "grown" / name), out, stage), out / "models" / name)
+
+
+def _learn_free_text(out: Path, result: Path) -> None:
+    tokenizer = train_tokenizer(corpus(out / "world" / "train.json"), [*CAMERAS, *COORDINATE_WORDS], TINY_TEACHER.vocab_size)
+    made = {"student": _fine_tune(_fresh(out / "fresh-student", TINY_STUDENT, tokenizer), out, STUDENT_CAPTIONS)}
     captioner = _fine_tune(_fresh(out / "fresh-teacher", TINY_TEACHER, tokenizer), out, TEACHER_CAPTIONS)
     base = _fine_tune(captioner, out, TEACHER_QUESTIONS)
-    for stage in TEACHER_CAPABILITIES:
-        _ship(_fine_tune(base, out, stage), out / "models" / stage.name)
+    made |= {stage.name: _fine_tune(base, out, stage) for stage in TEACHER_CAPABILITIES}
+    with whole_directory(result) as folder:
+        for name, checkpoint in made.items():
+            _ship(checkpoint, folder / name)
+
+
+def json_words(records: Path) -> list[str]:
+    """The pieces that the records' structured answers are written with, the commonest first, and the words that ask for JSON.
+
+    A piece is what PHRASE_SPLIT keeps together; a camera's name is a token already.
+    """
+    split, counts = pre_tokenizers.Split(Regex(PHRASE_SPLIT), behavior="isolated"), Counter[str]()
+    cameras = re.compile("|".join(CAMERAS))
+    for record in _records(records):
+        if "structured" in record:
+            for text in cameras.split(json.dumps(record["structured"], separators=(",", ":"))):
+                counts.update(piece for piece, _ in split.pre_tokenize_str(text) if len(piece) > 2)
+    common = [piece for piece, count in counts.most_common() if count >= JSON_WORDS_LEAST]
+    return [*common, PromptsConfig().structured_instruction.strip()]
+
+
+def grown(checkpoint: Path, words: Sequence[str], directory: Path) -> Path:
+    """The checkpoint with a token for each word, whose embedding starts as the mean of those that the word consisted of."""
+    if directory.exists():
+        return directory
+    opened = Checkpoint.open(checkpoint)
+    model, tokenizer = load_model(opened), opened.files.tokenizer
+    pieces = [tokenizer.encode(word, add_special_tokens=False).ids for word in words]
+    first = tokenizer.get_vocab_size()
+    tokenizer.add_tokens(list(words))
+    model.resize_token_embeddings(first + len(words), mean_resizing=False)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        for index, ids in enumerate(pieces):
+            embeddings[first + index] = embeddings[ids].mean(0)
+    write_checkpoint(directory, model, tokenizer)
+    return directory
 
 
 def corpus(records: Path) -> Iterator[str]:
@@ -105,6 +158,7 @@ def _fine_tune(checkpoint: Path, out: Path, stage: Stage) -> Path:
             train=[out / "world" / stage.records],
             validation=out / "world" / "validation.json",
             capabilities=list(stage.capabilities),
+            structured="also" if stage.both_forms else "none",
         ),
         optimizer=OptimizerConfig(
             learning_rate=stage.learning_rate,

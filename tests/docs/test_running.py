@@ -43,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the page's commands find everything they name: the demo's student, and pictures of a road of colours."""
     folder = tmp_path_factory.mktemp("running")
     bundle_from_checkpoint(SHIPPED, folder / "bundle")
-    recompute(folder / "bundle", dataclasses.replace(read_bundle(folder / "bundle").manifest, note=NOTE))
+    recompute(
+        folder / "bundle", dataclasses.replace(read_bundle(folder / "bundle").manifest, note=NOTE, cameras=())
+    )  # of one or two
     rng = np.random.default_rng(0)
     (folder / "pictures").mkdir()
     for index in range(NUM_PICTURES):

@@ -36,6 +36,8 @@ def test_demo(tmp_path: Path, install: Path, monkeypatch: pytest.MonkeyPatch) ->
     for words in ("majority answer", "SFT student", "distilled student", "black images", "export parity", "ROS answers received"):
         assert words in text
     summary = json.loads((out / "summary.json").read_text())
+    assert [row[0] for row in summary["forms"]][1:3] == ["free text", "structured"]
+    assert ["questions", "12", "4", "4"] in summary["forms"]
     assert ["ROS answers received", "12 of 12, from held-out frames"] in summary["ros"]
     assert read_bundle(out / "bundle").manifest.cameras == ("CAM_FRONT",), "the node was told of no camera: it has them from here"
     assert (out / "distilled" / "final" / "contract.json").is_file()
