@@ -9,10 +9,8 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 from drivekd.config import RunConfig, load_config
@@ -73,18 +71,20 @@ def run_demo(out: Path, *, video: Path | None = None, size: DemoSize | None = No
     if not ROS_WORKSPACE.is_dir():
         raise UsageError(f"{ROS_WORKSPACE} is missing: run the demo from a clone of the repository, not from an installed wheel")
     _claim(out)
-    with _stage("1/6 driving world"):
+    with _stage("1/7 driving world"):
         _world(out / "world", size.world)
-    with _stage("2/6 students: distilled from three teachers, and beside it fine-tuned on the labels alone"):
-        _students(out, size.overrides)
-    with _stage("3/6 accuracy on held-out scenes"):
+    with _stage("2/7 student, fine-tuned on the labels alone"):
+        _student(out, "sft", [*size.overrides, *NO_TEACHERS])
+    with _stage("3/7 student, distilled from three teachers"):
+        _student(out, "distilled", size.overrides)
+    with _stage("4/7 accuracy on held-out scenes"):
         accuracy = _accuracy_rows(out)
-    with _stage("4/6 ONNX bundle, checked against the student"):
+    with _stage("5/7 ONNX bundle, checked against the student"):
         bundle_rows = _bundle_rows(out)
         form_rows = _form_rows(out)
-    with _stage("5/6 ROS 2 workspace"):
+    with _stage("6/7 ROS 2 workspace"):
         install = build_workspace(ROS_WORKSPACE, out / "ros", log=out / "ros" / "build.log")
-    with _stage("6/6 camera topic in, text topics out"):
+    with _stage("7/7 camera topic in, text topics out"):
         ros_rows = _ros_rows(out, install, video)
     minutes = (time.monotonic() - started_s) / 60
     tables = [
@@ -121,14 +121,6 @@ def _stage(name: str) -> Iterator[None]:
 def _world(directory: Path, settings: WorldSettings) -> None:
     line = ProgressLine()
     build_world(directory, settings, progress=lambda done, total: line.show(f"frame {done}/{total}", final=done == total))
-
-
-def _students(out: Path, overrides: Sequence[str]) -> None:
-    """Both at a time, each on one core; the quicker one says nothing but its errors."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        fine_tuned = pool.submit(_student, out, "sft", [*overrides, *NO_TEACHERS])
-        _student(out, "distilled", overrides)
-        fine_tuned.result()
 
 
 def _student(out: Path, name: str, overrides: Sequence[str]) -> None:
