@@ -56,10 +56,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of several processes (pytest -n 2 --dist loadgroup) one has a file's tests, and one all that need real weights: each file's
     fixtures are made once, and so is the bundle of real weights."""
-    for item in items:
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
         item.add_marker(pytest.mark.xdist_group("real" if item.get_closest_marker("real") else item.path.stem))
 
 

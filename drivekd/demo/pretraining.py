@@ -30,6 +30,7 @@ from drivekd.hf_checkpoint import Checkpoint
 from drivekd.log import configure_logging, logger
 from drivekd.models.internvl import load_model
 from drivekd.models.tiny import PHRASE_SPLIT, TINY_STUDENT, TINY_TEACHER, TinySize, build_tiny, train_tokenizer, write_checkpoint
+from drivekd.processor import num_words
 from drivekd.sample import CAMERAS, CAPABILITIES, Capability
 from drivekd.world import COORDINATE_WORDS, PROMPTS, WorldSettings, build_world
 
@@ -109,15 +110,16 @@ def grown(checkpoint: Path, words: Sequence[str], directory: Path) -> Path:
         return directory
     opened = Checkpoint.open(checkpoint)
     model, tokenizer = load_model(opened), opened.files.tokenizer
-    pieces = [tokenizer.encode(word, add_special_tokens=False).ids for word in words]
-    first = tokenizer.get_vocab_size()
-    tokenizer.add_tokens(list(words))
-    model.resize_token_embeddings(first + len(words), mean_resizing=False)
+    new = [word for word in words if tokenizer.token_to_id(word) is None]
+    pieces = {word: tokenizer.encode(word, add_special_tokens=False).ids for word in new}
+    tokenizer.add_tokens(new)
+    model.resize_token_embeddings(num_words(tokenizer), mean_resizing=False)
     with torch.no_grad():
         embeddings = model.get_input_embeddings().weight
-        for index, ids in enumerate(pieces):
-            embeddings[first + index] = embeddings[ids].mean(0)
-    write_checkpoint(directory, model, tokenizer)
+        for word, ids in pieces.items():
+            embeddings[tokenizer.token_to_id(word)] = embeddings[ids].mean(0)
+    with whole_directory(directory) as folder:
+        write_checkpoint(folder, model, tokenizer)
     return directory
 
 

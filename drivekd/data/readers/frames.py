@@ -29,6 +29,8 @@ def read_frames(path: Path) -> Frames:
             found.update(_one(frame, pictures))
     else:
         for element in elements(path):
+            if element.fault:
+                raise DataError(f"{path}, record {element.number}: {element.fault}")
             for frame, pictures in _row(element):
                 found.setdefault(frame, {}).update(pictures)
     if not found:

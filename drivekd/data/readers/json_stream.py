@@ -247,14 +247,18 @@ def member_elements(path: Path, wanted: str) -> Iterator[Element]:
 
 
 def _keys(cursor: JsonCursor, path: Path) -> Iterator[str]:
-    """Each key of the object at the cursor; the caller takes the value before it asks for the next."""
+    """Each key of the object at the cursor, once; the caller takes the value before it asks for the next."""
     cursor.take("{")
     if cursor.peek() == "}":
         return
+    seen = set[str]()
     while True:
         if cursor.peek() != '"':
             cursor.take('"')
         key = str(cursor.value())
+        if key in seen:
+            raise DataError(f"{path}: {_told_twice([key])}")
+        seen.add(key)
         cursor.take(":")
         yield key
         if cursor.take(",}") == "}":

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from drivekd.data.json_file import json_type
 
-from .json_stream import member_elements
+from .json_stream import Element, member_elements
 from .messages import Reading
 from .problem import Faults, ParsedRecord
 from .questions import FrameQuestion, checked_name, record_of
@@ -20,11 +20,14 @@ from .questions import FrameQuestion, checked_name, record_of
 def nuscenes_qa_records(path: Path, reading: Reading, frames: Mapping[str, Mapping[str, str]]) -> Iterator[ParsedRecord]:
     """Every question in the order of the file. frames: frame token -> camera -> path."""
     for element in member_elements(path, "questions"):
-        yield _parse(element.value, f"{path}, record {element.number}", str(element.number), reading, frames)
+        yield _parse(element, f"{path}, record {element.number}", reading, frames)
 
 
-def _parse(record: object, source: str, number: str, reading: Reading, frames: Mapping[str, Mapping[str, str]]) -> ParsedRecord:
-    faults = Faults(source)
+def _parse(element: Element, source: str, reading: Reading, frames: Mapping[str, Mapping[str, str]]) -> ParsedRecord:
+    faults, record = Faults(source), element.value
+    if element.fault:
+        faults.add("no record", element.fault)
+        return faults.record((), record)
     if not isinstance(record, dict):
         faults.add("no record", f"expected an object, found {json_type(record)}")
         return faults.record((), record)
@@ -41,7 +44,7 @@ def _parse(record: object, source: str, number: str, reading: Reading, frames: M
         topic=checked_name(record.get("template_type"), "template_type", faults),
         capability="perception",
         frame=frame,
-        id=number,
+        id=str(element.number),
         hop=_hop(record.get("num_hop"), faults),
     )
     return record_of(asked, faults, reading, record)

@@ -113,7 +113,7 @@ class SampleFile:
         if element.fault:
             faults = Faults(source)
             faults.add("no record", element.fault)
-            return faults.record((), None)
+            return faults.record((), element.value)  # a leak is looked for in a record that is refused, too
         parse = parse_drivebench if self.format == "drivebench" else parse_messages
         return parse(element.value, source, self._reading)
 

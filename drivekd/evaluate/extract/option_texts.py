@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from drivekd.evaluate.extract.actions import actions
+from drivekd.evaluate.extract.spoken_of import asks_what_to_do, is_no_stop, is_of_another, is_of_the_past
 from drivekd.evaluate.extract.wording import is_denied_behind, is_doubted, plain
 
 _NEXT_WORD = re.compile(r"\s+([a-z]+)\b")
@@ -13,19 +15,6 @@ _GOES_ON = re.compile(  # a word that goes on with the sentence; another one beh
     r"|were|be|has|have|or|but|with|within|by|then|so|near|next|from|the|a|an|this|that|its|due|after|again|first|too|also|which"
     r"|who|where|forward|ahead|straight|left|right|back|away|down|up|out|not|nor|no|than|should|must|will|would|can|could|may|might"
 )
-_STOP_OF_THINGS = re.compile(r"\b(?:the|next|last|bus|tram|taxi|coach)\s+$")  # a place, not what the car does
-_CEASING = re.compile(r"\s+(?!moving|driving|going)\w+ing\b")
-_IN_THE_PAST = re.compile(r"[^.!;,:]*?\b(?:before|earlier|previously|formerly|ago|at first|in the past)\s*(?:[.,;!]|$)")
-_ROAD_USER = (
-    r"(?:cars?|vans?|trucks?|bus(?:es)?|vehicles?|suvs?|motorcycles?|motorcyclists?|bicycles?|cyclists?|pedestrians?|drivers?)"
-)
-_ANOTHER_ROAD_USER = re.compile(
-    r"\b(?:an?|another|some|the\s+other|other|(?:the\s+)?(?:oncoming|leading|lead|front|preceding|following|nearest))"
-    rf"\s+(?:\w+\s+){{0,2}}?{_ROAD_USER}\b"
-    rf"|\b{_ROAD_USER}\s+(?:ahead|in\s+front|behind|opposite|next\s+to|(?:in|on|at|to)\s+the\s+(?:\w+\s+)?(?:left|right|lane|front))\b"
-)
-_ABOUT_EGO = re.compile(r"\b(?:ego|you|we|should\s+the\s+(?:car|vehicle|driver))\b")
-_CLAUSE = re.compile(r"[,;:.!?()]|\b(?:so|therefore|thus|hence|because|since|but|then|and|it|ego|you|we|i)\b")
 
 
 def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str | None:
@@ -43,14 +32,15 @@ def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str
         option = " ".join(plain(option).lower().split())
         if not option:
             continue
+        is_own_action = asks_what_to_do(stem) and bool(actions(option))
         pattern = re.compile(rf"(?<![\w-]){re.escape(option)}(?![\w-]|['’]s\b)")
         if pattern.search(stem):
             pattern = re.compile(rf"(?:^|(?<=[.!?:;]\s)){re.escape(option)}(?=\s*(?:[.!;]|$))")
         for match in pattern.finditer(rest):
             before, behind = rest[: match.start()], rest[match.end() :]
-            if (" " not in option and _describes(behind, stem)) or _is_no_stop(option, before, behind):
+            if (" " not in option and _describes(behind, stem)) or is_no_stop(option, before, behind):
                 continue
-            if _IN_THE_PAST.match(behind) or (_ABOUT_EGO.search(stem) and _is_of_another(before)):
+            if is_of_the_past(before, behind) or (is_own_action and is_of_another(before)):
                 continue
             refused = is_doubted(rest, match.start(), match.end()) or is_denied_behind(rest, match.end())
             (denied if refused else named).add(letter)
@@ -62,16 +52,6 @@ def _describes(behind: str, stem: str) -> bool:
     """Whether a word is said of the one behind it, which the question does not ask about: "the red car", "a stop sign"."""
     following = _NEXT_WORD.match(behind)
     return following is not None and _GOES_ON.fullmatch(following[1]) is None and not re.search(rf"\b{following[1]}\b", stem)
-
-
-def _is_no_stop(option: str, before: str, behind: str) -> bool:
-    """Whether "stop" is a place or an end of something else: "the bus stop", "stop turning left"."""
-    return option == "stop" and (_STOP_OF_THINGS.search(before) is not None or _CEASING.match(behind) is not None)
-
-
-def _is_of_another(before: str) -> bool:
-    """Whether the clause that leads to an option has another road user for its subject: "a car ahead will "."""
-    return _ANOTHER_ROAD_USER.search(_CLAUSE.split(before)[-1]) is not None
 
 
 def without_quotes(words: str, question: str, offered: Mapping[str, str]) -> str:

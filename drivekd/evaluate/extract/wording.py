@@ -36,7 +36,6 @@ _SET_ASIDE = re.compile(  # ends right before what it is said of
     r"|contrary\s+to|opposed\s+to|against)\w*\s+(?:the\s+)?(?:(?:options?|choices?|answers?|letter)\s*)?\(?$",
     re.IGNORECASE,
 )
-_CEASES = re.compile(r"\b(?:stop(?:s|ped)?|ceas(?:e|es|ed)|quits?)\s+$", re.IGNORECASE)  # "stop turning left" does not turn left
 _DOUBT = re.compile(
     r"\b(?:might|maybe|perhaps|possibly|may|could|either|unsure|unclear|unknown|between)\b|\bnot sure\b", re.IGNORECASE
 )
@@ -93,13 +92,7 @@ def is_doubted(text: str, start: int, end: int) -> bool:
     before = text[max(0, start - WINDOW) : start]
     clause = before[_last(_CLAUSE_START, before) :]
     sentence = before[_last(_SENTENCE_START, before) :]
-    said = (
-        _DENIAL.search(clause)
-        or _DOUBT.search(clause)
-        or _CONDITION.search(sentence)
-        or _SET_ASIDE.search(before)
-        or _CEASES.search(before)
-    )
+    said = _DENIAL.search(clause) or _DOUBT.search(clause) or _CONDITION.search(sentence) or _SET_ASIDE.search(before)
     return said is not None or is_refuted(text, end)
 
 

@@ -29,7 +29,7 @@ def test_a_grown_model_reads_free_text_as_before(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["What now? Stop, it is red."], [], 300)
     size = TinySize(1, 16, 1, 16, attention_heads=2, image_size_px=28)
     write_checkpoint(tmp_path / "old", build_tiny(size, tokenizer, seed=0), tokenizer)
-    grown(tmp_path / "old", ['"stop"],', '"it is red",'], tmp_path / "new")
+    grown(tmp_path / "old", ['"stop"],', "a", '"it is red",'], tmp_path / "new")  # "a" is a token already
     old, new = (Checkpoint.open(tmp_path / name) for name in ("old", "new"))
     text = "What now? Stop, it is red."
     ids = old.files.tokenizer.encode(text, add_special_tokens=False).ids

@@ -166,6 +166,8 @@ def test_choice_is_never_guessed(text: str, letter: str | None) -> None:
         ("It is a red light.", "B"),
         ("It was red before.", None),
         ("It was red a moment ago, now it is green.", "C"),
+        ("The light turned red a moment ago.", "B"),
+        ("It is red as before.", "B"),
         ("There is a bus stop.", None),
         ("The stop is on the right", None),
         ("It should stop turning left.", None),
@@ -177,28 +179,81 @@ def test_a_word_that_describes_another_thing_is_not_chosen(text: str, letter: st
     assert choice(text, "What does the light say? Options: A. Stop. B. Red. C. Green.") == letter
 
 
+WAYS = "Options: A. Turn left. B. Turn right. C. Stop."
+EGO = f"What should the ego vehicle do? {WAYS}"
+
+
 @pytest.mark.parametrize(
     ("text", "letter"),
     [
         ("A car ahead will turn right.", None),
         ("A car ahead is going to turn right.", None),
+        ("A car ahead is slowing and will turn right.", None),
+        ("The car ahead, a red one, will turn right.", None),
         ("The car ahead should stop.", None),
-        ("The car ahead turns. Turn right", "B"),
         ("The truck in the left lane stops.", None),
         ("Another vehicle may turn right", None),
+        ("That car will turn right.", None),
+        ("The red car will stop.", None),
+        ("The pedestrian will stop.", None),
+        ("The taxi ahead will turn left.", None),
         ("The oncoming van stops", None),
         ("The car should stop turning right.", None),
+        ("The stop is far.", None),
+        ("The car ahead turns. Turn right", "B"),
         ("The car should turn right.", "B"),
+        ("The ego car will turn left.", "A"),
+        ("The self-driving car should turn right", "B"),
+        ("A driver should stop.", "C"),
         ("The car should turn right, a car ahead stands still.", "B"),
         ("A bus is ahead, so turn right.", "B"),
+        ("A car ahead means stop.", "C"),
         ("Yield to a car ahead and turn right", "B"),
+        ("Follow the car ahead to turn left", "A"),
+        ("To avoid a car turn right.", "B"),
         ("Because of the car ahead it must stop.", "C"),
         ("The car should stop behind the bus.", "C"),
         ("A pedestrian crosses, it should stop", "C"),
+        ("Stop because a pedestrian stepped out earlier.", "C"),
+        ("It should stop as the light turned red a moment ago.", "C"),
+        ("Turn right as before.", "B"),
+        ("The best action is the stop.", "C"),
+        # A letter behind "stop" is a letter.
+        ("C. Stop\nC", "C"),
+        ("The ego vehicle must stop\nC", "C"),
+        ("A pedestrian has stopped\nFinal answer: B", "B"),
+        ("Action: stop\nAnswer: C", "C"),
     ],
 )
 def test_what_another_road_user_does_is_not_what_the_ego_vehicle_should_do(text: str, letter: str | None) -> None:
-    assert choice(text, "What should the ego vehicle do? Options: A. Turn left. B. Turn right. C. Stop.") == letter
+    assert choice(text, EGO) == letter
+
+
+@pytest.mark.parametrize(
+    "question", ["What is the safest action?", "What should I do?", "What should the self-driving vehicle do?"]
+)
+def test_the_ego_vehicle_is_asked_about_in_other_words(question: str) -> None:
+    assert choice("The car ahead will turn right.", f"{question} {WAYS}") is None
+    assert choice("Turn right.", f"{question} {WAYS}") == "B"
+
+
+@pytest.mark.parametrize(
+    ("question", "text", "letter"),
+    [
+        ("What is the moving status of the car ahead of the ego vehicle?", "The car ahead is stopped.", "C"),
+        ("What is the moving status of the car ahead of the ego vehicle?", "The car in front is going ahead.", "A"),
+        ("What will object <c1,CAM_FRONT,1,2> do while you drive on?", "An oncoming car is going ahead.", "A"),
+        ("What is the action of the truck?", "The truck is stopped.", "C"),
+    ],
+)
+def test_a_question_about_others_that_names_the_ego_vehicle(question: str, text: str, letter: str) -> None:
+    assert choice(text, f"{question} Options: A. Going ahead. B. Turn left. C. Stopped.") == letter
+
+
+def test_options_that_are_no_actions_are_anybodys() -> None:
+    question = "Why should the ego vehicle stop? Options: A. Red light. B. Pedestrian. C. Stop sign."
+    assert choice("A car stands at the red light.", question) == "A"
+    assert choice("The leading vehicle is black.", "What colour has the car ahead of you? Options: A. White. B. Black.") == "B"
 
 
 def test_what_another_road_user_does_answers_a_question_about_it() -> None:

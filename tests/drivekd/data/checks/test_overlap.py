@@ -50,6 +50,13 @@ def test_scenes_and_frames(tmp_path: Path) -> None:
     assert not overlap(a, b).disjoint
 
 
+def test_a_record_that_says_a_key_twice_leaks_as_well(tmp_path: Path) -> None:
+    a = records(tmp_path / "a", "1.jpg", scene="s", frame="f")
+    b = records(tmp_path / "b", "2.jpg", scene="s", frame="f")
+    b.write_text(b.read_text().replace('"scene": "s"', '"scene": "s", "scene": "s"'))
+    assert shared(a, b) == {"scenes": ("s",), "frames": ("f",)}
+
+
 @pytest.mark.parametrize("name", [NUSCENES, "9afb9daf-81ca742d.jpg"])
 def test_names_given_once_in_the_world_are_a_trace(name: str, tmp_path: Path) -> None:
     assert shared(records(tmp_path / "a", name), records(tmp_path / "b", f"other/{name}")) == {"image_names": (name,)}

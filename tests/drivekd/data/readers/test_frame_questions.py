@@ -195,6 +195,18 @@ def test_a_fault_of_nuscenes_qa_is_named(tmp_path: Path, changes: dict[str, Any]
     assert message in str(raised.value)
 
 
+def test_a_key_that_stands_twice_is_named(tmp_path: Path) -> None:
+    path, frames = nuscenes_qa(tmp_path, asked(), asked()), write_drivelm(tmp_path / "drivelm.json")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"answer": "no"', '"answer": "no", "answer": "yes"', 1), encoding="utf-8")
+    with pytest.raises(DataError, match="record 1: key 'answer' stands twice"):
+        read_samples(path, frames=frames)
+    rows = [{"filename": "samples/CAM_FRONT/a.jpg", "sample_token": "frame-10", "is_key_frame": True}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows).replace("}", ', "filename": "b.jpg"}'), encoding="utf-8")
+    with pytest.raises(DataError, match="record 1: key 'filename' stands twice"):
+        read_samples(nuscenes_qa(tmp_path, asked()), frames=tmp_path / "rows.json")
+
+
 def test_nuscenes_qa_without_frames_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"names frames and no pictures; .* --frames FILE"):
         read_samples(nuscenes_qa(tmp_path, asked()))

@@ -95,7 +95,14 @@ def test_a_key_that_stands_twice_is_named_with_its_record(file: Path, lines: boo
     assert [element.fault for element in elements(file)] == ["", "key 'c' stands twice in one object: which one holds?", ""]
 
 
-def test_a_key_that_stands_twice_in_a_member_is_named(file: Path) -> None:
-    file.write_text('{"one": {"a": 1}, "two": {"a": 1, "a": 2}}', encoding="utf-8")
-    with pytest.raises(DataError, match="two: key 'a' stands twice in one object"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"one": {"a": 1}, "two": {"a": 1, "a": 2}}', "two: key 'a' stands twice in one object"),
+        ('{"one": {"a": 1}, "one": {"a": 1}}', "key 'one' stands twice in one object"),
+    ],
+)
+def test_a_key_that_stands_twice_among_members_is_named(file: Path, text: str, message: str) -> None:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
         dict(members(file))
