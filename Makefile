@@ -21,7 +21,7 @@ demo: setup
 unit: setup
 	$(BIN)/python -m pytest -m "not numerics and not e2e and not ros and not real and not slow and not gpu and not trt"
 
-# In two processes: half of the time on two cores, and no more memory than a small machine has.
+# In two processes, so that one works where the other waits; each holds torch, so more would not fit a small machine.
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow and not gpu and not trt"
 

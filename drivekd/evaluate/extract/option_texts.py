@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from drivekd.evaluate.extract.actions import actions
 from drivekd.evaluate.extract.spoken_of import asks_what_to_do, is_no_stop, is_of_another, is_of_the_past
-from drivekd.evaluate.extract.wording import is_denied_behind, is_doubted, plain
+from drivekd.evaluate.extract.wording import WINDOW, is_denied_behind, is_doubted, plain
 
 _NEXT_WORD = re.compile(r"\s+([a-z]+)\b")
 _GOES_ON = re.compile(  # a word that goes on with the sentence; another one behind "stop" or "red" makes a thing of it
@@ -26,18 +26,21 @@ def option_by_text(words: str, question: str, offered: Mapping[str, str]) -> str
     """
     rest = " ".join(words.lower().split())
     stem = _stem(question)
+    about_ego = asks_what_to_do(stem)
     named: set[str] = set()
     denied: set[str] = set()
     for letter, option in sorted(offered.items(), key=lambda item: -len(item[1])):
         option = " ".join(plain(option).lower().split())
         if not option:
             continue
-        is_own_action = asks_what_to_do(stem) and bool(actions(option))
+        is_own_action = about_ego and bool(actions(option))
         pattern = re.compile(rf"(?<![\w-]){re.escape(option)}(?![\w-]|['’]s\b)")
         if pattern.search(stem):
             pattern = re.compile(rf"(?:^|(?<=[.!?:;]\s)){re.escape(option)}(?=\s*(?:[.!;]|$))")
+        said = 0  # up to where the option stood before: a model that repeats itself begins anew behind it
         for match in pattern.finditer(rest):
-            before, behind = rest[: match.start()], rest[match.end() :]
+            before, behind = rest[max(said, match.start() - WINDOW) : match.start()], rest[match.end() : match.end() + WINDOW]
+            said = match.end()
             if (" " not in option and _describes(behind, stem)) or is_no_stop(option, before, behind):
                 continue
             if is_of_the_past(before, behind) or (is_own_action and is_of_another(before)):

@@ -229,6 +229,11 @@ def test_what_another_road_user_does_is_not_what_the_ego_vehicle_should_do(text:
     assert choice(text, EGO) == letter
 
 
+def test_a_text_that_repeats_itself_is_read_each_time_anew() -> None:
+    assert choice("a car ahead will stop " * 3000, EGO) is None
+    assert choice("the car should stop " * 3000, EGO) == "C"
+
+
 @pytest.mark.parametrize(
     "question", ["What is the safest action?", "What should I do?", "What should the self-driving vehicle do?"]
 )
